@@ -1,0 +1,2 @@
+//! The MQTT state machine of one shard.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! ack: to be filled.
+#![forbid(unsafe_code)]

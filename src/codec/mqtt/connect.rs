@@ -1,0 +1,2 @@
+//! connect: to be filled.
+#![forbid(unsafe_code)]

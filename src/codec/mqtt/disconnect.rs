@@ -1,0 +1,2 @@
+//! disconnect: to be filled.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! properties: to be filled.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! publish: to be filled.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! reason: to be filled.
+#![forbid(unsafe_code)]

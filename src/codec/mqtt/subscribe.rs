@@ -1,0 +1,2 @@
+//! subscribe: to be filled.
+#![forbid(unsafe_code)]

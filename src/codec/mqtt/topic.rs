@@ -1,0 +1,2 @@
+//! topic: to be filled.
+#![forbid(unsafe_code)]

@@ -1,0 +1,15 @@
+//! Noctule, an MQTT 3.1, 3.1.1 and 5.0 broker for Linux servers.
+//!
+//! The folders are the layers; `tests/tidy.rs` holds which may use which, ARCHITECTURE.md says
+//! why. To learn the program, read [`shard::Shard::tick`] first: it is the event loop, and every
+//! other part hangs from it.
+
+pub mod broker;
+pub mod buf;
+pub mod clock;
+pub mod codec;
+pub mod ids;
+pub mod io;
+pub mod limits;
+pub mod mesh;
+pub mod sync;

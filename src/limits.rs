@@ -1,0 +1,85 @@
+//! Every bound of the program, in one place: what has no configuration key has its number here,
+//! and what has one has its default and its maximum here.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// Most shards of one broker. A set of shards is one 64-bit word.
+pub const SHARDS_MAX: usize = 64;
+
+/// Largest Remaining Length that MQTT can express (`[MQTT-1.5.5]`), in bytes.
+pub const REMAINING_LENGTH_MAX: usize = 268_435_455;
+/// Largest packet accepted by default, fixed header included, in bytes.
+pub const PACKET_SIZE_DEFAULT: usize = 2 * 1024 * 1024;
+/// Largest packet accepted before CONNECT has been accepted, in bytes: bounds what a stranger can
+/// make the broker hold.
+pub const CONNECT_SIZE_MAX: usize = 128 * 1024;
+/// How long a connection may take to send its CONNECT.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Levels of a topic name or filter.
+pub const TOPIC_LEVELS_MAX: usize = 128;
+/// Subscriptions of one session.
+pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 100_000;
+/// Filters in one SUBSCRIBE or UNSUBSCRIBE that are held at once while the barrier is awaited; a
+/// packet within the size limit can carry no more than this many of four bytes each.
+pub const FILTERS_PER_PACKET_MAX: usize = 65_536;
+
+/// QoS 1 and 2 messages that a client may have unacknowledged towards us (Receive Maximum).
+pub const RECEIVE_MAXIMUM: u16 = 1024;
+/// QoS 1 and 2 messages that we have unacknowledged towards one client, whatever it allows.
+pub const IN_FLIGHT_MAX: u16 = 1024;
+/// QoS 1 and 2 messages queued behind the in-flight window of one session.
+pub const QUEUE_LEN_MAX: usize = 100_000;
+/// Their bytes.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Topic aliases that a client may define on one connection.
+pub const TOPIC_ALIAS_MAX: u16 = 32;
+
+/// Bytes waiting for one connection above which QoS 0 messages for it are dropped and counted.
+pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes waiting for one connection above which queued QoS 1 and 2 messages stay queued.
+pub const OUTBOX_BYTES_MARK: usize = 256 * 1024;
+/// Payloads of at least this size are shared between receivers; smaller ones are copied.
+pub const SHARE_PAYLOAD_FROM: usize = 4096;
+
+/// Payload memory of queued, in-flight and retained messages, for the whole broker, in bytes.
+pub const MEMORY_BUDGET_DEFAULT: usize = 1024 * 1024 * 1024;
+
+/// Batches that one lane's ring holds.
+pub const LANE_RING_LEN: usize = 64;
+/// Bytes of entries after which a batch is closed and the next begun.
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// Bytes in a lane's spill above which publishers towards it are paused.
+pub const SPILL_BYTES_MARK: usize = 1024 * 1024;
+/// Open questions from one shard to one other (SHARDS.md L4).
+pub const QUESTIONS_MAX: usize = 256;
+/// Retained messages in one answer to a replay's question.
+pub const REPLAY_PIECE: usize = 64;
+/// Wills, expiries and moves handled in one tick (SHARDS.md L5).
+pub const DEFERRED_PER_TICK: usize = 128;
+
+/// Size of one provided receive buffer, in bytes.
+pub const RECV_BUFFER_BYTES: usize = 4096;
+/// Provided receive buffers of one shard; a power of two.
+pub const RECV_BUFFERS: usize = 2048;
+/// Submission queue entries of one ring.
+pub const RING_ENTRIES: u32 = 4096;
+/// Completions handled in one tick.
+pub const COMPLETIONS_PER_TICK: usize = 1024;
+/// Bytes read from one connection in one tick where the backend decides it (epoll).
+pub const RECV_BYTES_PER_TICK: usize = 256 * 1024;
+
+/// How long a closing connection may take to read what it was sent.
+pub const CLOSE_FLUSH: Duration = Duration::from_secs(2);
+/// How long we read to the peer's end after we have shut down writing.
+pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
+/// How long a shutdown may take to flush all outboxes.
+pub const SHUTDOWN_FLUSH: Duration = Duration::from_secs(3);
+
+const _: () = {
+    assert!(RECV_BUFFERS.is_power_of_two() && RECV_BUFFERS <= 32_768, "a provided-buffer ring");
+    assert!(RING_ENTRIES.is_power_of_two());
+    assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
+    assert!(CONNECT_SIZE_MAX <= PACKET_SIZE_DEFAULT);
+};

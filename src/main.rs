@@ -1,0 +1,4 @@
+//! The `noctule` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

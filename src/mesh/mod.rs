@@ -1,0 +1,2 @@
+//! The other shards: lanes, sleep and wake.
+#![forbid(unsafe_code)]
