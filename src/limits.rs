@@ -69,6 +69,15 @@ pub const RING_ENTRIES: u32 = 4096;
 pub const COMPLETIONS_PER_TICK: usize = 1024;
 /// Bytes read from one connection in one tick where the backend decides it (epoll).
 pub const RECV_BYTES_PER_TICK: usize = 256 * 1024;
+/// Size of one receive buffer of the epoll backend, in bytes: one is in use per read, not per
+/// segment, so it is larger than a provided one.
+pub const EPOLL_BUFFER_BYTES: usize = 16 * 1024;
+/// Receive buffers of one shard with the epoll backend.
+pub const EPOLL_BUFFERS: usize = COMPLETIONS_PER_TICK;
+/// Connections accepted, or turned away, from one listener in one tick.
+pub const ACCEPTS_PER_TICK: usize = 64;
+/// How long a listener rests after a failure to accept that turning peers away does not mend.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a closing connection may take to read what it was sent.
 pub const CLOSE_FLUSH: Duration = Duration::from_secs(2);
