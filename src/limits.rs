@@ -48,6 +48,9 @@ pub const MEMORY_BUDGET_DEFAULT: usize = 1024 * 1024 * 1024;
 
 /// Batches that one lane's ring holds.
 pub const LANE_RING_LEN: usize = 64;
+/// Emptied batches that a lane keeps for their next use: what is on its way in a busy tick, not in
+/// a burst. At most this many times [`BATCH_BYTES`] of memory a lane.
+pub const LANE_RECYCLE_LEN: usize = 8;
 /// Bytes of entries after which a batch is closed and the next begun.
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes in a lane's spill above which publishers towards it are paused.
