@@ -79,6 +79,8 @@ pub const EPOLL_BUFFER_BYTES: usize = 16 * 1024;
 pub const EPOLL_BUFFERS: usize = COMPLETIONS_PER_TICK;
 /// Connections accepted, or turned away, from one listener in one tick.
 pub const ACCEPTS_PER_TICK: usize = 64;
+/// Pieces of one outgoing buffer that are handed to the kernel at once.
+pub const SEND_PIECES: usize = 64;
 /// How long a listener rests after a failure to accept that turning peers away does not mend.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -46,6 +46,13 @@
 //! belongs to the thread that made it). Only [`Waker`]s travel.
 #![forbid(unsafe_code)]
 
+pub mod epoll;
+mod pool;
+pub mod socket;
+mod table;
+#[cfg(test)]
+mod tests;
+mod token;
 pub mod waker;
 
 use std::fmt;
@@ -61,6 +68,7 @@ use crate::clock::Time;
 use crate::ids::ConnId;
 use crate::limits;
 
+pub use epoll::Epoll;
 pub use waker::Waker;
 
 /// The kernel, seen from one shard. The module's header is the contract.

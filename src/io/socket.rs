@@ -1,0 +1,242 @@
+//! Sockets and descriptors: listening, options, limits, and what to do when descriptors run out.
+//!
+//! No unsafe code is needed here after all: `socket2` and `rustix` have what we use.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use rustix::process::{Resource, Rlimit};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use crate::limits::ACCEPTS_PER_TICK;
+
+/// Listens on `addr` with `count` sockets, one per shard: the kernel spreads new connections over
+/// them (`SO_REUSEPORT`). Port 0 is chosen once, for all.
+///
+/// Options that accepted sockets inherit are set here, once, instead of at every accept:
+/// `TCP_NODELAY`, since coalescing is ours. An IPv6 address means IPv6 only, whatever the system's
+/// default, so that a configuration means the same everywhere.
+///
+/// # Errors
+/// When the address is in use, by anybody: a group with `SO_REUSEPORT` would silently join another
+/// broker of the same user, so a plain socket is tried first.
+pub fn listen(addr: SocketAddr, count: usize, backlog: i32) -> io::Result<Vec<TcpListener>> {
+    let first = listen_one(addr, backlog, false)?;
+    if count <= 1 {
+        return Ok(vec![first]);
+    }
+    let addr = first.local_addr()?;
+    drop(first);
+    (0..count).map(|_| listen_one(addr, backlog, true)).collect()
+}
+
+fn listen_one(addr: SocketAddr, backlog: i32, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // A listener that has just ended leaves connections in TIME_WAIT; they are no obstacle. A live
+    // listener still is.
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+/// Connects, with `TCP_NODELAY`, and waits for it: for tools and tests.
+///
+/// # Errors
+/// When the peer refuses or cannot be reached.
+pub fn connect(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.connect(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// The other end of a TCP socket; `None` when it is gone already or has no such address.
+pub fn peer_addr(socket: impl AsFd) -> Option<SocketAddr> {
+    SockRef::from(&socket).peer_addr().ok()?.as_socket()
+}
+
+/// Sets `TCP_QUICKACK`. Failure is of no consequence: it is advice.
+pub(super) fn set_quick_ack(socket: impl AsFd, on: bool) {
+    let _ = rustix::net::sockopt::set_tcp_quickack(socket, on);
+}
+
+/// Sends FIN. Fails only when the connection is gone, which the receive reports.
+pub(super) fn shutdown_write(socket: impl AsFd) {
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}
+
+/// The limit of open descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescriptorLimit {
+    /// What holds now.
+    pub soft: u64,
+    /// What this process may raise it to.
+    pub hard: u64,
+}
+
+/// Reads `RLIMIT_NOFILE`.
+pub fn descriptor_limit() -> DescriptorLimit {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let or_max = |n: Option<u64>| n.unwrap_or(u64::MAX);
+    DescriptorLimit { soft: or_max(limit.current), hard: or_max(limit.maximum) }
+}
+
+/// Raises the soft limit of open descriptors to the hard one, and says what holds now.
+pub fn raise_descriptor_limit() -> DescriptorLimit {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        // Refused (some sandboxes): then the old limit holds, and the caller sees it.
+        let _ = rustix::process::setrlimit(Resource::Nofile, wanted);
+    }
+    descriptor_limit()
+}
+
+/// What a failure to accept asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AcceptTrouble {
+    /// That one connection is broken, or the kernel was interrupted: go on with the next.
+    Next,
+    /// No descriptor left: turn the waiting peers away, with the [`Reserve`].
+    NoDescriptors,
+    /// Nothing we do helps: let the listener rest.
+    Rest,
+}
+
+/// Classifies what accept4(2) may return. Linux passes errors of the new connection through it,
+/// and its manual page says to treat those as "try again".
+pub(super) fn accept_trouble(error: &io::Error) -> AcceptTrouble {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(
+            Errno::INTR
+            | Errno::CONNABORTED
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+            | Errno::OPNOTSUPP,
+        ) => AcceptTrouble::Next,
+        Some(Errno::MFILE | Errno::NFILE) => AcceptTrouble::NoDescriptors,
+        _ => AcceptTrouble::Rest,
+    }
+}
+
+/// One descriptor kept for the day when there is none left. Without it, a listener whose backlog
+/// is full of connections that cannot be accepted is ready for ever: a loop that spins, and peers
+/// that wait for nothing.
+pub(super) struct Reserve(Option<OwnedFd>);
+
+/// How turning away went.
+#[derive(Debug)]
+pub(super) struct TurnedAway {
+    /// So many peers.
+    pub(super) count: usize,
+    /// Whether the listener must rest, because nothing was achieved.
+    pub(super) rest: bool,
+    /// Whether nobody waits any more.
+    pub(super) drained: bool,
+}
+
+impl Reserve {
+    pub(super) fn new() -> Self {
+        Self(Self::open())
+    }
+
+    fn open() -> Option<OwnedFd> {
+        rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// Turns away the peers that wait at `listener` (non-blocking), at most
+    /// [`ACCEPTS_PER_TICK`]: the reserve is closed, its number accepts the connection, which is
+    /// closed, and the reserve is opened again.
+    pub(super) fn turn_away(&mut self, listener: &TcpListener) -> TurnedAway {
+        let mut turned = TurnedAway { count: 0, rest: false, drained: false };
+        for _ in 0..ACCEPTS_PER_TICK {
+            drop(self.0.take());
+            let result = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map(drop);
+            self.0 = Self::open();
+            match result {
+                Ok(()) => turned.count += 1,
+                Err(Errno::AGAIN) => {
+                    turned.drained = true;
+                    return turned;
+                }
+                Err(error) if accept_trouble(&error.into()) == AcceptTrouble::Next => {}
+                // Another thread took the number between the two calls.
+                Err(_) => turned.rest = true,
+            }
+            if turned.rest || self.0.is_none() {
+                turned.rest = true;
+                return turned;
+            }
+        }
+        turned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    #[test]
+    fn a_group_shares_its_port_and_nobody_joins_it() {
+        let group = listen(ANY_PORT, 3, 16).unwrap();
+        let addr = group[0].local_addr().unwrap();
+        assert!(group.iter().all(|one| one.local_addr().unwrap() == addr));
+        for count in [1, 2] {
+            let error = listen(addr, count, 16).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{count} sockets");
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_no_delay() {
+        let listener = listen(ANY_PORT, 1, 16).unwrap().remove(0);
+        let addr = listener.local_addr().unwrap();
+        let client = connect(addr).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert!(server.nodelay().unwrap());
+        assert_eq!(peer_addr(&client), Some(addr));
+    }
+
+    #[test]
+    fn the_soft_limit_reaches_the_hard_one() {
+        let limit = raise_descriptor_limit();
+        assert_eq!(limit.soft, limit.hard);
+    }
+
+    #[test]
+    fn turns_away_all_who_wait() {
+        let listener = listen(ANY_PORT, 1, 16).unwrap().remove(0);
+        let addr = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..5).map(|_| connect(addr).unwrap()).collect();
+        let turned = Reserve::new().turn_away(&listener);
+        assert_eq!((turned.count, turned.rest, turned.drained), (5, false, true));
+        for client in clients {
+            let mut byte = [0; 1];
+            let (_, n) =
+                rustix::net::recv(&client, &mut byte[..], rustix::net::RecvFlags::empty()).unwrap();
+            assert_eq!(n, 0);
+        }
+    }
+}
