@@ -12,4 +12,5 @@ pub mod ids;
 pub mod io;
 pub mod limits;
 pub mod mesh;
+pub mod server;
 pub mod sync;

@@ -2,15 +2,26 @@
 //! and what has one has its default and its maximum here.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Most shards of one broker. A set of shards is one 64-bit word.
 pub const SHARDS_MAX: usize = 64;
 
+/// Where a broker listens that is not told otherwise.
+pub const LISTEN_DEFAULT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1883);
+/// Addresses that one broker listens on.
+pub const LISTENERS_MAX: usize = 64;
+
 /// Largest Remaining Length that MQTT can express (`[MQTT-1.5.5]`), in bytes.
 pub const REMAINING_LENGTH_MAX: usize = 268_435_455;
 /// Largest packet accepted by default, fixed header included, in bytes.
 pub const PACKET_SIZE_DEFAULT: usize = 2 * 1024 * 1024;
+/// The range of what can be configured instead.
+pub const PACKET_SIZE_LEAST: usize = 1024;
+/// The range's other end: the largest packet that MQTT can express, rounded up.
+pub const PACKET_SIZE_MAX: usize = 256 * 1024 * 1024;
 /// Largest packet accepted before CONNECT has been accepted, in bytes: bounds what a stranger can
 /// make the broker hold.
 pub const CONNECT_SIZE_MAX: usize = 128 * 1024;

@@ -1,0 +1,101 @@
+//! Reading the configuration file: every error names file, line and column, and a misspelt name
+//! comes with the one that was probably meant.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use super::{ConfigError, raw::Settings};
+
+/// Similarity (Jaro-Winkler) from which a name is suggested for an unknown one.
+const SUGGESTION_SIMILARITY_MIN: f64 = 0.75;
+
+/// Reads and parses the file at `path`.
+pub fn read(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        ConfigError::new(format!("cannot read the configuration file {}: {error}", path.display()))
+    })?;
+    parse(&text, path)
+}
+
+/// Parses `text`, which stands in `path`.
+pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        let message = error.message().trim().replace('\n', ", ");
+        let hint = suggestion(&message).map(|name| format!("; did you mean `{name}`?"));
+        ConfigError::new(format!(
+            "{}:{line}:{column}: {message}{}",
+            path.display(),
+            hint.unwrap_or_default()
+        ))
+    })
+}
+
+/// Line and column, from 1, of a byte offset; the column counts characters.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(offset)];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// The accepted name most like the unknown one. Serde says both in one sentence, in backticks:
+/// unknown field `a`, expected one of `b`, `c`.
+fn suggestion(message: &str) -> Option<&str> {
+    let rest = message.strip_prefix("unknown ")?;
+    let mut quoted = rest.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    quoted
+        .map(|name| (strsim::jaro_winkler(unknown, name), name))
+        .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse(text, Path::new("n.toml")).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_a_suggestion() {
+        let message = error("shards = 2\n\n[limits]\npacket_size_mx = \"1MiB\"\n");
+        assert!(message.starts_with("n.toml:4:1: unknown field `packet_size_mx`"), "{message}");
+        assert!(message.ends_with("did you mean `packet_size_max`?"), "{message}");
+
+        let message = error("[[listner]]\naddress = \"127.0.0.1:1883\"\n");
+        assert!(message.starts_with("n.toml:1:3: "), "{message}");
+        assert!(message.ends_with("did you mean `listener`?"), "{message}");
+
+        let message = error("zzz = 1\n");
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_their_place() {
+        for (text, place, words) in [
+            ("io = \"urng\"", "n.toml:1:6: ", "auto, uring or epoll"),
+            ("\nshards = 0", "n.toml:2:10: ", "shards"),
+            ("shards = 65", "n.toml:1:10: ", "64"),
+            ("[limits]\n  connect_timeout = 10", "n.toml:2:21: ", "duration"),
+            ("[limits]\nreceive_maximum = 0", "n.toml:2:19: ", "nonzero"),
+            ("[durability]\ndefault = \"power\"", "n.toml:2:11: ", "journal"),
+            ("[[rule]]\nfilter = \"a/#/b\"", "n.toml:2:10: ", "topic filter"),
+            ("[[listener]]\n", "n.toml:1:1: ", "missing field `address`"),
+            ("io = ", "n.toml:1:", ""),
+            ("io = \"auto\"\nio = \"auto\"", "n.toml:2:1: ", "duplicate"),
+        ] {
+            let message = error(text);
+            assert!(message.starts_with(place) && message.contains(words), "{text}: {message}");
+            assert!(!message.contains('\n'), "one line: {message}");
+        }
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        assert_eq!(position("a\nüü b", 7), (2, 4));
+        assert_eq!(position("", 9), (1, 1));
+    }
+}

@@ -1,0 +1,322 @@
+//! The configuration: from what was written ([`raw::Settings`]) to what holds ([`Config`]).
+//!
+//! A flag wins over a `NOCTULE_*` variable, that over the file, that over the default. A
+//! [`Config`] is complete and checked: who has one needs no further validation.
+#![forbid(unsafe_code)]
+
+pub mod file;
+pub mod raw;
+pub mod units;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::limits;
+use raw::{Durability, LimitSettings, LogLevel, Settings};
+use units::{ByteSize, CpuList, Span};
+
+/// The documented configuration file; its values are the defaults.
+pub const DEFAULT_FILE: &str = include_str!("../noctule.toml");
+
+/// The whole configuration of one broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen; not empty.
+    pub listeners: Vec<Listener>,
+    /// How many shards.
+    pub shards: ShardCount,
+    /// CPUs to pin them to; `None` means those of the affinity mask.
+    pub cpus: Option<CpuList>,
+    /// Which kernel interface.
+    pub io: IoChoice,
+    /// Where the state lives.
+    pub data: PathBuf,
+    /// Written when the broker serves.
+    pub ready_file: Option<PathBuf>,
+    /// Counters, at SIGUSR1 and exit.
+    pub stats_file: Option<PathBuf>,
+    /// What is logged, as `tracing-subscriber` directives.
+    pub log_level: LogLevel,
+    /// How.
+    pub log_format: LogFormat,
+    /// Bounds.
+    pub limits: Limits,
+    /// What an acknowledgement promises where no rule says more.
+    pub durability: Durability,
+    /// What it promises by topic filter; the first that matches decides.
+    pub rules: Vec<Rule>,
+}
+
+/// One address to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its address; port 0 means any.
+    pub address: SocketAddr,
+}
+
+/// Settings for the topics under a filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The topics.
+    pub filter: String,
+    /// The promise there.
+    pub durability: Durability,
+}
+
+/// Bounds in their final units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest packet accepted, in bytes, fixed header included.
+    pub packet_size_max: usize,
+    /// Receive Maximum that the broker announces.
+    pub receive_maximum: u16,
+    /// Window towards a client, whatever it allows.
+    pub in_flight_max: u16,
+    /// Topic Alias Maximum that the broker announces.
+    pub topic_alias_maximum: u16,
+    /// Messages queued for one session.
+    pub queue_len_max: usize,
+    /// Their bytes.
+    pub queue_bytes_max: usize,
+    /// Bytes waiting for one connection.
+    pub outbox_bytes_max: usize,
+    /// Subscriptions of one session.
+    pub subscriptions_per_session_max: usize,
+    /// Session Expiry Interval cap in seconds; `u32::MAX` for none.
+    pub session_expiry_secs_max: u32,
+    /// Keep Alive cap in seconds; `u16::MAX` for none.
+    pub keep_alive_secs_max: u16,
+    /// Time for CONNECT.
+    pub connect_timeout: std::time::Duration,
+    /// Payload memory of the whole broker, in bytes.
+    pub memory_budget: usize,
+}
+
+/// How many shards: a number, or by the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShardCount {
+    /// One per usable CPU.
+    #[default]
+    Auto,
+    /// Exactly so many, from 1 to [`limits::SHARDS_MAX`].
+    Exactly(usize),
+}
+
+impl FromStr for ShardCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        match text.parse() {
+            Ok(count) if (1..=limits::SHARDS_MAX).contains(&count) => Ok(Self::Exactly(count)),
+            _ => Err(format!(
+                "\"{text}\" is not a number of shards; write auto, or 1 to {}",
+                limits::SHARDS_MAX
+            )),
+        }
+    }
+}
+
+/// Which kernel interface carries the connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoChoice {
+    /// io_uring where it is complete, else epoll.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl FromStr for IoChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" | "io_uring" => Ok(Self::Uring),
+            "epoll" => Ok(Self::Epoll),
+            _ => Err(format!("\"{text}\" is not a backend; write auto, uring or epoll")),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("\"{text}\" is not a log format; write text or json")),
+        }
+    }
+}
+
+/// The configuration cannot be used. Its text is one line that says what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The configuration from `flags` (in which `NOCTULE_*` variables already stand for what no flag
+/// says), over the file at `path`, over the defaults.
+pub fn load(flags: Settings, path: Option<&Path>) -> Result<Config, ConfigError> {
+    let file = path.map_or_else(|| Ok(Settings::default()), file::read)?;
+    resolve(flags.or(file))
+}
+
+/// Checks `settings` and puts defaults where they say nothing.
+pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
+    Ok(Config {
+        listeners: resolve_listeners(&settings)?,
+        shards: settings.shards.unwrap_or_default(),
+        cpus: settings.cpus,
+        io: settings.io.unwrap_or_default(),
+        data: settings.data.unwrap_or_else(|| PathBuf::from("noctule-data")),
+        ready_file: settings.ready_file,
+        stats_file: settings.stats_file,
+        log_level: settings.log.level.unwrap_or_else(|| LogLevel("info".to_owned())),
+        log_format: settings.log.format.unwrap_or_default(),
+        limits: resolve_limits(&settings.limits)?,
+        durability: settings.durability.default.unwrap_or_default(),
+        rules: settings
+            .rule
+            .into_iter()
+            .map(|rule| Rule {
+                filter: rule.filter.0,
+                durability: rule.durability.unwrap_or_default(),
+            })
+            .collect(),
+    })
+}
+
+fn resolve_listeners(settings: &Settings) -> Result<Vec<Listener>, ConfigError> {
+    let written: Vec<SocketAddr> = settings
+        .listen
+        .iter()
+        .map(|listen| listen.0)
+        .chain(settings.listener.iter().map(|listener| listener.address.0))
+        .collect();
+    if written.is_empty() {
+        return Ok(vec![Listener { address: limits::LISTEN_DEFAULT }]);
+    }
+    for (i, address) in written.iter().enumerate() {
+        if address.port() != 0 && written[..i].contains(address) {
+            return Err(ConfigError::new(format!(
+                "the listener {address} is given twice; give each address once"
+            )));
+        }
+        if !address.ip().to_canonical().is_loopback() && settings.allow_anonymous != Some(true) {
+            return Err(ConfigError::new(format!(
+                "the listener {address} can be reached from other machines, and this version has \
+                 no users: listen on 127.0.0.1, or allow everyone with --allow-anonymous"
+            )));
+        }
+    }
+    if written.len() > limits::LISTENERS_MAX {
+        return Err(ConfigError::new(format!(
+            "{} listeners are given; at most {}",
+            written.len(),
+            limits::LISTENERS_MAX
+        )));
+    }
+    Ok(written.into_iter().map(|address| Listener { address }).collect())
+}
+
+fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
+    let packet_size_max = bytes_within(
+        "packet_size_max",
+        written.packet_size_max,
+        limits::PACKET_SIZE_DEFAULT,
+        (limits::PACKET_SIZE_LEAST, limits::PACKET_SIZE_MAX),
+    )?;
+    let connect_timeout = written.connect_timeout.unwrap_or(Span(limits::CONNECT_TIMEOUT));
+    if connect_timeout.0.is_zero() || connect_timeout == Span::NEVER {
+        return Err(ConfigError::new(format!(
+            "limits.connect_timeout is {connect_timeout}; it must be a time above zero"
+        )));
+    }
+    let keep_alive_max = written.keep_alive_max.unwrap_or(Span::NEVER);
+    if keep_alive_max.as_secs() == 0 {
+        return Err(ConfigError::new("limits.keep_alive_max is 0s; write never for no limit"));
+    }
+    Ok(Limits {
+        packet_size_max,
+        receive_maximum: written.receive_maximum.map_or(limits::RECEIVE_MAXIMUM, u16::from),
+        in_flight_max: written.in_flight_max.map_or(limits::IN_FLIGHT_MAX, u16::from),
+        topic_alias_maximum: written.topic_alias_maximum.unwrap_or(limits::TOPIC_ALIAS_MAX),
+        queue_len_max: written.queue_len_max.unwrap_or(limits::QUEUE_LEN_MAX),
+        queue_bytes_max: bytes_within(
+            "queue_bytes_max",
+            written.queue_bytes_max,
+            limits::QUEUE_BYTES_MAX,
+            (0, usize::MAX),
+        )?,
+        outbox_bytes_max: bytes_within(
+            "outbox_bytes_max",
+            written.outbox_bytes_max,
+            limits::OUTBOX_BYTES_MAX,
+            (limits::OUTBOX_BYTES_MARK, usize::MAX),
+        )?,
+        subscriptions_per_session_max: written
+            .subscriptions_per_session_max
+            .unwrap_or(limits::SUBSCRIPTIONS_PER_SESSION_MAX),
+        session_expiry_secs_max: written.session_expiry_max.unwrap_or(Span::NEVER).as_secs(),
+        keep_alive_secs_max: u16::try_from(keep_alive_max.as_secs()).unwrap_or(u16::MAX),
+        connect_timeout: connect_timeout.0,
+        memory_budget: bytes_within(
+            "memory_budget",
+            written.memory_budget,
+            limits::MEMORY_BUDGET_DEFAULT,
+            (packet_size_max, usize::MAX),
+        )?,
+    })
+}
+
+fn bytes_within(
+    key: &str,
+    written: Option<ByteSize>,
+    default: usize,
+    (least, most): (usize, usize),
+) -> Result<usize, ConfigError> {
+    let Some(size) = written else { return Ok(default) };
+    match usize::try_from(size.0) {
+        Ok(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
+        _ => Err(ConfigError::new(format!(
+            "limits.{key} is {size}; it must be from {} to {}",
+            ByteSize(least as u64),
+            ByteSize(most as u64)
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

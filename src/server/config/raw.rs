@@ -1,0 +1,349 @@
+//! The configuration as written: by flags, by `NOCTULE_*` variables, or in a file.
+//!
+//! One structure for all three, so that every flag has a key in the file and they cannot drift
+//! apart. Every setting is optional here; [`Settings::or`] lays one source over another.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+
+use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
+use super::{IoChoice, LogFormat, ShardCount};
+
+/// Everything that can be set. `None` means: not set by this source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Address to listen on, repeatable; port 0 takes any free port
+    #[arg(long, value_name = "ADDR:PORT", env = "NOCTULE_LISTEN", value_delimiter = ',')]
+    #[serde(skip)]
+    pub listen: Vec<ListenAddress>,
+    /// The same in the file: `[[listener]]`.
+    #[arg(skip)]
+    pub listener: Vec<RawListener>,
+    /// Event-loop threads; auto is one per usable CPU
+    #[arg(long, value_name = "N|auto", env = "NOCTULE_SHARDS")]
+    pub shards: Option<ShardCount>,
+    /// CPUs to pin the shards to, like 0,2-5; all that are usable when not given
+    #[arg(long, value_name = "LIST", env = "NOCTULE_CPUS")]
+    pub cpus: Option<CpuList>,
+    /// Kernel interface; auto takes io_uring where it is complete, else epoll, and says why
+    #[arg(long, value_name = "BACKEND", env = "NOCTULE_IO")]
+    pub io: Option<IoChoice>,
+    /// Directory for what must survive a restart; created when missing
+    #[arg(long, value_name = "DIR", env = "NOCTULE_DATA")]
+    pub data: Option<PathBuf>,
+    /// Accept clients without credentials also on addresses that other machines can reach
+    #[arg(long, env = "NOCTULE_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_anonymous: Option<bool>,
+    /// Written when the broker serves: pid, addresses, backend and shards, as JSON
+    #[arg(long, value_name = "FILE", env = "NOCTULE_READY_FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Counters as JSON, replaced at each SIGUSR1 and at exit
+    #[arg(long, value_name = "FILE", env = "NOCTULE_STATS_FILE")]
+    pub stats_file: Option<PathBuf>,
+    /// `[log]`
+    #[command(flatten)]
+    pub log: LogSettings,
+    /// `[limits]`
+    #[command(flatten)]
+    pub limits: LimitSettings,
+    /// `[durability]`
+    #[arg(skip)]
+    pub durability: DurabilitySettings,
+    /// `[[rule]]`: settings for the topics under a filter.
+    #[arg(skip)]
+    pub rule: Vec<RuleSettings>,
+}
+
+/// One `[[listener]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawListener {
+    /// Where to listen.
+    pub address: ListenAddress,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// What is logged to stderr: error, warn, info, debug or trace, also per module
+    #[arg(long = "log-level", value_name = "LEVEL", env = "NOCTULE_LOG")]
+    pub level: Option<LogLevel>,
+    /// How it is logged
+    #[arg(long = "log-format", value_name = "FORMAT", env = "NOCTULE_LOG_FORMAT")]
+    pub format: Option<LogFormat>,
+}
+
+/// Bounds that can be chosen. What has no key is in `limits.rs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitSettings {
+    /// Largest packet accepted, in whole
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_PACKET_SIZE_MAX")]
+    pub packet_size_max: Option<ByteSize>,
+    /// Unacknowledged QoS 1 and 2 messages allowed from one client
+    #[arg(long, value_name = "N", env = "NOCTULE_RECEIVE_MAXIMUM")]
+    pub receive_maximum: Option<NonZeroU16>,
+    /// Unacknowledged QoS 1 and 2 messages towards one client, if it allows as many
+    #[arg(long, value_name = "N", env = "NOCTULE_IN_FLIGHT_MAX")]
+    pub in_flight_max: Option<NonZeroU16>,
+    /// Topic aliases that a client may define
+    #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_ALIAS_MAXIMUM")]
+    pub topic_alias_maximum: Option<u16>,
+    /// Messages queued for one session behind those in flight
+    #[arg(long, value_name = "N", env = "NOCTULE_QUEUE_LEN_MAX")]
+    pub queue_len_max: Option<usize>,
+    /// Their bytes
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_QUEUE_BYTES_MAX")]
+    pub queue_bytes_max: Option<ByteSize>,
+    /// Bytes waiting for one connection above which its QoS 0 messages are dropped
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_OUTBOX_BYTES_MAX")]
+    pub outbox_bytes_max: Option<ByteSize>,
+    /// Subscriptions of one session
+    #[arg(long, value_name = "N", env = "NOCTULE_SUBSCRIPTIONS_PER_SESSION_MAX")]
+    pub subscriptions_per_session_max: Option<usize>,
+    /// How long a session may outlive its connection, whatever the client asks for
+    #[arg(long, value_name = "TIME", env = "NOCTULE_SESSION_EXPIRY_MAX")]
+    pub session_expiry_max: Option<Span>,
+    /// Longest keep alive; longer ones, and none, are reduced to it for MQTT 5 clients
+    #[arg(long, value_name = "TIME", env = "NOCTULE_KEEP_ALIVE_MAX")]
+    pub keep_alive_max: Option<Span>,
+    /// How long a connection may take to send its CONNECT
+    #[arg(long, value_name = "TIME", env = "NOCTULE_CONNECT_TIMEOUT")]
+    pub connect_timeout: Option<Span>,
+    /// Payload memory of queued, in-flight and retained messages, of the whole broker
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_MEMORY_BUDGET")]
+    pub memory_budget: Option<ByteSize>,
+}
+
+/// `[durability]`: what an acknowledgement promises.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DurabilitySettings {
+    /// For every topic without a rule of its own.
+    pub default: Option<Durability>,
+}
+
+/// One `[[rule]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleSettings {
+    /// The topics it is for.
+    pub filter: RuleFilter,
+    /// What an acknowledgement promises there.
+    pub durability: Option<Durability>,
+}
+
+impl Settings {
+    /// These settings, and `below` for what they do not set. Listeners are one setting: those
+    /// given here replace all of those below.
+    #[must_use]
+    pub fn or(self, below: Self) -> Self {
+        let (listen, listener) = if self.listen.is_empty() && self.listener.is_empty() {
+            (below.listen, below.listener)
+        } else {
+            (self.listen, self.listener)
+        };
+        Self {
+            listen,
+            listener,
+            shards: self.shards.or(below.shards),
+            cpus: self.cpus.or(below.cpus),
+            io: self.io.or(below.io),
+            data: self.data.or(below.data),
+            allow_anonymous: self.allow_anonymous.or(below.allow_anonymous),
+            ready_file: self.ready_file.or(below.ready_file),
+            stats_file: self.stats_file.or(below.stats_file),
+            log: LogSettings {
+                level: self.log.level.or(below.log.level),
+                format: self.log.format.or(below.log.format),
+            },
+            limits: self.limits.or(below.limits),
+            durability: DurabilitySettings {
+                default: self.durability.default.or(below.durability.default),
+            },
+            rule: if self.rule.is_empty() { below.rule } else { self.rule },
+        }
+    }
+}
+
+impl LimitSettings {
+    fn or(self, below: Self) -> Self {
+        Self {
+            packet_size_max: self.packet_size_max.or(below.packet_size_max),
+            receive_maximum: self.receive_maximum.or(below.receive_maximum),
+            in_flight_max: self.in_flight_max.or(below.in_flight_max),
+            topic_alias_maximum: self.topic_alias_maximum.or(below.topic_alias_maximum),
+            queue_len_max: self.queue_len_max.or(below.queue_len_max),
+            queue_bytes_max: self.queue_bytes_max.or(below.queue_bytes_max),
+            outbox_bytes_max: self.outbox_bytes_max.or(below.outbox_bytes_max),
+            subscriptions_per_session_max: self
+                .subscriptions_per_session_max
+                .or(below.subscriptions_per_session_max),
+            session_expiry_max: self.session_expiry_max.or(below.session_expiry_max),
+            keep_alive_max: self.keep_alive_max.or(below.keep_alive_max),
+            connect_timeout: self.connect_timeout.or(below.connect_timeout),
+            memory_budget: self.memory_budget.or(below.memory_budget),
+        }
+    }
+}
+
+/// An address with its port: `127.0.0.1:1883`, `[::1]:1883`, `localhost:1883`, or a port alone for
+/// loopback. Names are not looked up: what a broker binds must not depend on a resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress(pub std::net::SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let loopback = |port: &str| {
+            port.parse::<u16>().ok().map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port)))
+        };
+        text.parse()
+            .ok()
+            .or_else(|| text.strip_prefix("localhost:").and_then(loopback))
+            .or_else(|| loopback(text))
+            .map(Self)
+            .ok_or_else(|| {
+                format!("\"{text}\" is not an address; write it like 127.0.0.1:1883 or [::]:1883")
+            })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A level, or `tracing-subscriber` directives like `info,noctule::io=debug`. Known to parse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(pub String);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.parse::<tracing_subscriber::filter::Targets>();
+        match parsed {
+            Ok(targets) if !text.trim().is_empty() && only_known_levels(&targets) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(format!(
+                "\"{text}\" is not a log level; write error, warn, info, debug or trace, or \
+                 module=level pairs like info,noctule::io=debug"
+            )),
+        }
+    }
+}
+
+/// A misspelt level parses as the name of a target with everything on: `wran` would log all of a
+/// crate that does not exist, and nothing else.
+fn only_known_levels(targets: &tracing_subscriber::filter::Targets) -> bool {
+    targets.default_level().is_some() || targets.iter().all(|(name, _)| name.contains("noctule"))
+}
+
+/// What is promised once a message is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// It is in memory.
+    #[default]
+    None,
+}
+
+impl FromStr for Durability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "process" | "power" => Err(format!(
+                "durability \"{text}\" needs the journal, which this version does not have yet; \
+                 only \"none\" is accepted: a restart loses sessions and retained messages"
+            )),
+            _ => Err(format!("\"{text}\" is not a durability; only \"none\" is accepted for now")),
+        }
+    }
+}
+
+/// A topic filter in the configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleFilter(pub String);
+
+impl FromStr for RuleFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let levels: Vec<&str> = text.split('/').collect();
+        let wrong_level = |(i, level): (usize, &&str)| {
+            level.len() > 1 && level.contains(['#', '+']) || *level == "#" && i + 1 != levels.len()
+        };
+        if text.is_empty() || text.contains('\0') || levels.iter().enumerate().any(wrong_level) {
+            return Err(format!(
+                "\"{text}\" is not a topic filter; + stands for one whole level, # for all of the \
+                 rest"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+deserialize_from_text!(
+    ListenAddress,
+    LogLevel,
+    Durability,
+    RuleFilter,
+    ShardCount,
+    IoChoice,
+    LogFormat
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (text, address) in [
+            ("127.0.0.1:1883", "127.0.0.1:1883"),
+            ("1884", "127.0.0.1:1884"),
+            ("localhost:0", "127.0.0.1:0"),
+            ("[::1]:1883", "[::1]:1883"),
+            ("0.0.0.0:1883", "0.0.0.0:1883"),
+        ] {
+            let parsed: ListenAddress = text.parse().expect("an address");
+            assert_eq!(parsed.to_string(), address);
+        }
+        for text in ["", "127.0.0.1", "::1:x", "example.org:1883", "70000", "127.0.0.1:70000"] {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn log_levels() {
+        for text in ["info", "WARN", "off", "info,noctule::io=debug", "noctule=trace"] {
+            assert!(text.parse::<LogLevel>().is_ok(), "{text}");
+        }
+        for text in ["", "wran", "noctule=loud"] {
+            assert!(text.parse::<LogLevel>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        for text in ["#", "+", "a/b", "a/+/c", "a/#", "/", "$SYS/#"] {
+            assert!(text.parse::<RuleFilter>().is_ok(), "{text}");
+        }
+        for text in ["", "a/#/b", "a+", "a/b#", "##", "a\0"] {
+            assert!(text.parse::<RuleFilter>().is_err(), "{text}");
+        }
+    }
+}

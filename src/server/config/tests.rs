@@ -1,0 +1,119 @@
+//! Tests of the configuration: the documented file, precedence, ranges.
+
+use super::*;
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
+
+fn from_toml(text: &str) -> Settings {
+    file::parse(text, Path::new("test.toml")).expect("parses")
+}
+
+fn from_flags(flags: &[&str]) -> Settings {
+    let command = Settings::augment_args(clap::Command::new("test").no_binary_name(true));
+    let matches = command.try_get_matches_from(flags).expect("valid flags");
+    Settings::from_arg_matches(&matches).expect("settings")
+}
+
+fn refused(settings: Settings) -> String {
+    resolve(settings).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn the_documented_file_says_the_defaults() {
+    let documented = from_toml(DEFAULT_FILE);
+    assert_ne!(documented, Settings::default());
+    let defaults = resolve(Settings::default()).expect("the defaults hold");
+    assert_eq!(resolve(documented).expect("it holds"), defaults);
+}
+
+/// Every flag has a key in the documented file, as a value or as a comment.
+#[test]
+fn the_documented_file_names_every_flag() {
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        settings: Settings,
+    }
+    for arg in Command::command().get_arguments() {
+        let key = match arg.get_id().as_str() {
+            "help" => continue,
+            "listen" => "address",
+            other => other,
+        };
+        let named = DEFAULT_FILE
+            .lines()
+            .any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+        assert!(named, "{key} is not in noctule.toml");
+        let env = arg.get_env().and_then(|env| env.to_str()).expect("every flag has a variable");
+        assert!(env.starts_with("NOCTULE_"), "{env}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_file_and_that_over_the_default() {
+    let file = "shards = 3\nio = \"epoll\"\n[limits]\nqueue_len_max = 7\nreceive_maximum = 5\n";
+    let flags = from_flags(&["--shards", "2", "--receive-maximum", "9", "--log-level", "warn"]);
+    let config = resolve(flags.or(from_toml(file))).expect("holds");
+    assert_eq!(config.shards, ShardCount::Exactly(2));
+    assert_eq!(config.io, IoChoice::Epoll);
+    assert_eq!((config.limits.queue_len_max, config.limits.receive_maximum), (7, 9));
+    assert_eq!(config.limits.in_flight_max, limits::IN_FLIGHT_MAX);
+    assert_eq!(config.log_level.0, "warn");
+}
+
+#[test]
+fn listeners_given_by_flag_replace_those_of_the_file() {
+    let file = "[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"[::1]:2\"\n";
+    let ports = |settings| -> Vec<u16> {
+        let config = resolve(settings).expect("holds");
+        config.listeners.iter().map(|listener| listener.address.port()).collect()
+    };
+    assert_eq!(ports(from_toml(file)), [1, 2]);
+    let flags = from_flags(&["--listen", "127.0.0.1:3", "--listen", "127.0.0.1:4,127.0.0.1:0"]);
+    assert_eq!(ports(flags.or(from_toml(file))), [3, 4, 0]);
+    assert_eq!(ports(Settings::default()), [1883]);
+}
+
+#[test]
+fn strangers_are_let_in_only_when_said_so() {
+    let open = ["--listen", "0.0.0.0:1883"];
+    assert!(refused(from_flags(&open)).contains("--allow-anonymous"));
+    for way in [&["--allow-anonymous"][..], &["--allow-anonymous=true"]] {
+        assert!(resolve(from_flags(&[&open, way].concat())).is_ok());
+    }
+    let no = from_flags(&["--listen", "[::]:1883", "--allow-anonymous=false"]);
+    refused(no.or(from_toml("allow_anonymous = true\n")));
+    assert!(resolve(from_flags(&["--listen", "[::ffff:127.0.0.1]:1883"])).is_ok());
+}
+
+#[test]
+fn limits_have_their_ranges() {
+    for (line, words) in [
+        ("packet_size_max = \"1GiB\"", "limits.packet_size_max is 1GiB"),
+        ("packet_size_max = 10", "limits.packet_size_max is 10B"),
+        ("outbox_bytes_max = \"1KiB\"", "limits.outbox_bytes_max"),
+        ("connect_timeout = \"0s\"", "limits.connect_timeout"),
+        ("connect_timeout = \"never\"", "limits.connect_timeout"),
+        ("keep_alive_max = \"0s\"", "write never"),
+        ("memory_budget = \"1MiB\"", "limits.memory_budget"),
+    ] {
+        let message = refused(from_toml(&format!("[limits]\n{line}\n")));
+        assert!(message.contains(words), "{line}: {message}");
+    }
+    let text = "[limits]\nkeep_alive_max = \"2m\"\nsession_expiry_max = \"1h\"\n";
+    let config = resolve(from_toml(text)).expect("holds");
+    assert_eq!(config.limits.keep_alive_secs_max, 120);
+    assert_eq!(config.limits.session_expiry_secs_max, 3600);
+}
+
+#[test]
+fn one_address_is_one_listener() {
+    let twice = from_flags(&["--listen", "127.0.0.1:1883,127.0.0.1:1883"]);
+    assert!(refused(twice).contains("given twice"));
+}
+
+#[test]
+fn only_the_durability_that_is_kept_is_accepted() {
+    let text = "[durability]\ndefault = \"none\"\n[[rule]]\nfilter = \"a/#\"\ndurability = \"none\"\n";
+    let config = resolve(from_toml(text)).expect("holds");
+    assert_eq!(config.rules, [Rule { filter: "a/#".to_owned(), durability: Durability::None }]);
+}
