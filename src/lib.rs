@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod buf;
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod ids;

@@ -1,4 +1,6 @@
 //! The `noctule` command.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    noctule::cli::run()
+}

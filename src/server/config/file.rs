@@ -33,9 +33,11 @@ pub fn parse(text: &str, path: &Path) -> Result<Settings, ConfigError> {
 
 /// Line and column, from 1, of a byte offset; the column counts characters.
 fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = &text[..text.floor_char_boundary(offset)];
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    let before = text.char_indices().take_while(|(at, _)| *at < offset).map(|(_, c)| c);
+    before.fold(
+        (1, 1),
+        |(line, column), c| if c == '\n' { (line + 1, 1) } else { (line, column + 1) },
+    )
 }
 
 /// The accepted name most like the unknown one. Serde says both in one sentence, in backticks:

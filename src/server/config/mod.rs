@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::limits;
+use crate::{io, limits};
 use raw::{Durability, LimitSettings, LogLevel, Settings};
 use units::{ByteSize, CpuList, Span};
 
@@ -30,7 +30,7 @@ pub struct Config {
     /// CPUs to pin them to; `None` means those of the affinity mask.
     pub cpus: Option<CpuList>,
     /// Which kernel interface.
-    pub io: IoChoice,
+    pub io: io::Choice,
     /// Where the state lives.
     pub data: PathBuf,
     /// Written when the broker serves.
@@ -117,31 +117,6 @@ impl FromStr for ShardCount {
                 "\"{text}\" is not a number of shards; write auto, or 1 to {}",
                 limits::SHARDS_MAX
             )),
-        }
-    }
-}
-
-/// Which kernel interface carries the connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IoChoice {
-    /// io_uring where it is complete, else epoll.
-    #[default]
-    Auto,
-    /// io_uring or nothing.
-    Uring,
-    /// epoll.
-    Epoll,
-}
-
-impl FromStr for IoChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "uring" | "io_uring" => Ok(Self::Uring),
-            "epoll" => Ok(Self::Epoll),
-            _ => Err(format!("\"{text}\" is not a backend; write auto, uring or epoll")),
         }
     }
 }

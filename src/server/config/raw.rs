@@ -12,7 +12,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
-use super::{IoChoice, LogFormat, ShardCount};
+use super::{LogFormat, ShardCount};
+use crate::io;
 
 /// Everything that can be set. `None` means: not set by this source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
@@ -33,12 +34,12 @@ pub struct Settings {
     pub cpus: Option<CpuList>,
     /// Kernel interface; auto takes io_uring where it is complete, else epoll, and says why
     #[arg(long, value_name = "BACKEND", env = "NOCTULE_IO")]
-    pub io: Option<IoChoice>,
+    pub io: Option<io::Choice>,
     /// Directory for what must survive a restart; created when missing
     #[arg(long, value_name = "DIR", env = "NOCTULE_DATA")]
     pub data: Option<PathBuf>,
     /// Accept clients without credentials also on addresses that other machines can reach
-    #[arg(long, env = "NOCTULE_ALLOW_ANONYMOUS", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_anonymous: Option<bool>,
     /// Written when the broker serves: pid, addresses, backend and shards, as JSON
     #[arg(long, value_name = "FILE", env = "NOCTULE_READY_FILE")]
@@ -302,7 +303,7 @@ deserialize_from_text!(
     Durability,
     RuleFilter,
     ShardCount,
-    IoChoice,
+    io::Choice,
     LogFormat
 );
 

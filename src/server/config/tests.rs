@@ -54,7 +54,7 @@ fn a_flag_wins_over_the_file_and_that_over_the_default() {
     let flags = from_flags(&["--shards", "2", "--receive-maximum", "9", "--log-level", "warn"]);
     let config = resolve(flags.or(from_toml(file))).expect("holds");
     assert_eq!(config.shards, ShardCount::Exactly(2));
-    assert_eq!(config.io, IoChoice::Epoll);
+    assert_eq!(config.io, io::Choice::Epoll);
     assert_eq!((config.limits.queue_len_max, config.limits.receive_maximum), (7, 9));
     assert_eq!(config.limits.in_flight_max, limits::IN_FLIGHT_MAX);
     assert_eq!(config.log_level.0, "warn");
@@ -113,7 +113,8 @@ fn one_address_is_one_listener() {
 
 #[test]
 fn only_the_durability_that_is_kept_is_accepted() {
-    let text = "[durability]\ndefault = \"none\"\n[[rule]]\nfilter = \"a/#\"\ndurability = \"none\"\n";
+    let text =
+        "[durability]\ndefault = \"none\"\n[[rule]]\nfilter = \"a/#\"\ndurability = \"none\"\n";
     let config = resolve(from_toml(text)).expect("holds");
     assert_eq!(config.rules, [Rule { filter: "a/#".to_owned(), durability: Durability::None }]);
 }

@@ -95,10 +95,10 @@ impl fmt::Display for Span {
         match millis {
             _ if *self == Self::NEVER => f.write_str("never"),
             0 => f.write_str("0s"),
-            _ if millis % 86_400_000 == 0 => write!(f, "{}d", millis / 86_400_000),
-            _ if millis % 3_600_000 == 0 => write!(f, "{}h", millis / 3_600_000),
-            _ if millis % 60_000 == 0 => write!(f, "{}m", millis / 60_000),
-            _ if millis % 1_000 == 0 => write!(f, "{}s", millis / 1_000),
+            _ if millis.is_multiple_of(86_400_000) => write!(f, "{}d", millis / 86_400_000),
+            _ if millis.is_multiple_of(3_600_000) => write!(f, "{}h", millis / 3_600_000),
+            _ if millis.is_multiple_of(60_000) => write!(f, "{}m", millis / 60_000),
+            _ if millis.is_multiple_of(1_000) => write!(f, "{}s", millis / 1_000),
             _ => write!(f, "{millis}ms"),
         }
     }
@@ -224,7 +224,10 @@ mod tests {
         }
         assert_eq!("Never".parse(), Ok(Span::NEVER));
         assert_eq!(Span::NEVER.to_string(), "never");
-        assert_eq!((Span(Duration::from_millis(1)).as_secs(), Span::NEVER.as_secs()), (1, u32::MAX));
+        assert_eq!(
+            (Span(Duration::from_millis(1)).as_secs(), Span::NEVER.as_secs()),
+            (1, u32::MAX)
+        );
         for text in ["", "10", "s", "-1s", "1 fortnight", "99999999999999999999s"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
