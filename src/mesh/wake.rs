@@ -67,8 +67,10 @@ impl SleepFlag {
     /// Another shard's question whether it has to wake this one. Of several that ask while it
     /// sleeps, one is told yes.
     pub(super) fn take(&self, _: &Fenced) -> bool {
-        // Read first: the line stays shared while the shard is awake, which is when it is hot.
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+        // Read first: the line stays shared while the shard is awake, which is when it is hot. A
+        // loser leaves no store behind, which a later reader could take for the shard's own.
+        self.0.load(Ordering::Relaxed)
+            && self.0.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
