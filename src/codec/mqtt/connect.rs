@@ -1,2 +1,497 @@
-//! connect: to be filled.
+//! CONNECT (3.1) and CONNACK (3.2).
 #![forbid(unsafe_code)]
+
+use super::error::Cause;
+use super::properties::{
+    Section, UserProperties, id, put_binary, put_bool, put_string, put_u16, put_u32, set,
+};
+use super::publish::{PublishProperties, WillProperties};
+use super::reason::ReasonCode;
+use super::wire::{Encode, Reader, Sink};
+use super::{QoS, Version, topic};
+
+const CONNECT_ALLOWED: u64 = set(&[
+    id::SESSION_EXPIRY_INTERVAL,
+    id::RECEIVE_MAXIMUM,
+    id::MAXIMUM_PACKET_SIZE,
+    id::TOPIC_ALIAS_MAXIMUM,
+    id::REQUEST_RESPONSE_INFORMATION,
+    id::REQUEST_PROBLEM_INFORMATION,
+    id::USER_PROPERTY,
+    id::AUTHENTICATION_METHOD,
+    id::AUTHENTICATION_DATA,
+]);
+
+const CONNACK_ALLOWED: u64 = set(&[
+    id::SESSION_EXPIRY_INTERVAL,
+    id::RECEIVE_MAXIMUM,
+    id::MAXIMUM_QOS,
+    id::RETAIN_AVAILABLE,
+    id::MAXIMUM_PACKET_SIZE,
+    id::ASSIGNED_CLIENT_IDENTIFIER,
+    id::TOPIC_ALIAS_MAXIMUM,
+    id::REASON_STRING,
+    id::USER_PROPERTY,
+    id::WILDCARD_SUBSCRIPTION_AVAILABLE,
+    id::SUBSCRIPTION_IDENTIFIER_AVAILABLE,
+    id::SHARED_SUBSCRIPTION_AVAILABLE,
+    id::SERVER_KEEP_ALIVE,
+    id::RESPONSE_INFORMATION,
+    id::SERVER_REFERENCE,
+    id::AUTHENTICATION_METHOD,
+    id::AUTHENTICATION_DATA,
+]);
+
+/// Bit of the protocol level by which a bridge makes itself known to some servers.
+const BRIDGE: u8 = 0x80;
+
+const USER_NAME: u8 = 0x80;
+const PASSWORD: u8 = 0x40;
+const WILL_RETAIN: u8 = 0x20;
+const WILL_QOS: u8 = 0x18;
+const WILL: u8 = 0x04;
+const CLEAN_START: u8 = 0x02;
+const RESERVED: u8 = 0x01;
+
+/// A client introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connect<'a> {
+    /// The version that the whole connection speaks.
+    pub version: Version,
+    /// The protocol level has bit 0x80 set, as bridges do before MQTT 5.0; whether that is welcome
+    /// is a question of configuration.
+    pub bridge: bool,
+    /// Called Clean Session before MQTT 5.0.
+    pub clean_start: bool,
+    /// Seconds; 0 turns it off.
+    pub keep_alive: u16,
+    /// May be empty; what that means depends on the version and is not judged here.
+    pub client_id: &'a str,
+    /// Empty is not the same as absent.
+    pub user_name: Option<&'a str>,
+    /// Bytes, in MQTT 3.1 too.
+    pub password: Option<&'a [u8]>,
+    /// What to publish when the connection ends badly.
+    pub will: Option<Will<'a>>,
+    /// Default before MQTT 5.0.
+    pub properties: ConnectProperties<'a>,
+}
+
+/// Properties of a CONNECT (3.1.2.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectProperties<'a> {
+    /// Seconds that the session outlives the connection; `u32::MAX` is for ever.
+    pub session_expiry_interval: Option<u32>,
+    /// Not zero; absent means 65,535.
+    pub receive_maximum: Option<u16>,
+    /// Bytes, not zero; absent means no limit.
+    pub maximum_packet_size: Option<u32>,
+    /// Absent means 0.
+    pub topic_alias_maximum: Option<u16>,
+    /// Absent means no.
+    pub request_response_information: Option<bool>,
+    /// Absent means yes.
+    pub request_problem_information: Option<bool>,
+    /// Anything else.
+    pub user_properties: UserProperties<'a>,
+    /// Begins an extended authentication.
+    pub authentication_method: Option<&'a str>,
+    /// Only with a method.
+    pub authentication_data: Option<&'a [u8]>,
+}
+
+/// A message left with the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Will<'a> {
+    /// Without wildcards, not empty.
+    pub topic: &'a str,
+    /// The message.
+    pub payload: &'a [u8],
+    /// To publish it with.
+    pub qos: QoS,
+    /// To publish it with.
+    pub retain: bool,
+    /// Seconds between the end of the connection and the message.
+    pub delay_interval: u32,
+    /// Of the message; never an alias or Subscription Identifiers.
+    pub properties: PublishProperties<'a>,
+}
+
+/// The server's answer to a CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnAck<'a> {
+    /// The server has state for this client `[MQTT-3.2.2-3]`; never in a refusal, and not expressed
+    /// in MQTT 3.1.
+    pub session_present: bool,
+    /// Success or why not; a 3.x return code is translated.
+    pub reason: ReasonCode,
+    /// Default before MQTT 5.0.
+    pub properties: ConnAckProperties<'a>,
+}
+
+/// Properties of a CONNACK (3.2.2.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnAckProperties<'a> {
+    /// Present when it is not what the client asked for.
+    pub session_expiry_interval: Option<u32>,
+    /// Not zero; absent means 65,535.
+    pub receive_maximum: Option<u16>,
+    /// Absent means QoS 2, which cannot be said otherwise.
+    pub maximum_qos: Option<QoS>,
+    /// Absent means yes.
+    pub retain_available: Option<bool>,
+    /// Bytes, not zero; absent means no limit.
+    pub maximum_packet_size: Option<u32>,
+    /// For a client that gave none.
+    pub assigned_client_id: Option<&'a str>,
+    /// Absent means 0.
+    pub topic_alias_maximum: Option<u16>,
+    /// For people.
+    pub reason_string: Option<&'a str>,
+    /// Anything else.
+    pub user_properties: UserProperties<'a>,
+    /// Absent means yes.
+    pub wildcard_subscription_available: Option<bool>,
+    /// Absent means yes.
+    pub subscription_ids_available: Option<bool>,
+    /// Absent means yes.
+    pub shared_subscription_available: Option<bool>,
+    /// Seconds; replaces what the client asked for.
+    pub server_keep_alive: Option<u16>,
+    /// What to build a Response Topic from.
+    pub response_information: Option<&'a str>,
+    /// Another server to use.
+    pub server_reference: Option<&'a str>,
+    /// As in the CONNECT.
+    pub authentication_method: Option<&'a str>,
+    /// Only with a method.
+    pub authentication_data: Option<&'a [u8]>,
+}
+
+/// Protocol name and level. The second is the version to answer in when the first is an error.
+fn read_version(packet: &mut Reader<'_>) -> Result<(Version, bool), (Cause, Option<Version>)> {
+    let name = packet.binary().map_err(|cause| (cause, None))?;
+    if name != b"MQTT" && name != b"MQIsdp" {
+        return Err((Cause::ProtocolName, None));
+    }
+    let level = packet.u8().map_err(|cause| (cause, None))?;
+    match (name, level & !BRIDGE) {
+        (b"MQIsdp", 3) => Ok((Version::V31, level & BRIDGE != 0)),
+        (b"MQTT", 4) => Ok((Version::V311, level & BRIDGE != 0)),
+        (b"MQTT", 5) if level & BRIDGE == 0 => Ok((Version::V5, false)),
+        (b"MQIsdp", _) => Err((Cause::ProtocolVersion, Some(Version::V31))),
+        (_, 0..=4) => Err((Cause::ProtocolVersion, Some(Version::V311))),
+        _ => Err((Cause::ProtocolVersion, Some(Version::V5))),
+    }
+}
+
+impl<'a> Connect<'a> {
+    pub(super) fn read(packet: &mut Reader<'a>) -> Result<Self, (Cause, Option<Version>)> {
+        let (version, bridge) = read_version(packet)?;
+        Self::read_rest(packet, version, bridge).map_err(|cause| (cause, Some(version)))
+    }
+
+    fn read_rest(packet: &mut Reader<'a>, version: Version, bridge: bool) -> Result<Self, Cause> {
+        let flags = packet.u8()?;
+        check_flags(flags, version)?;
+        let keep_alive = packet.u16()?;
+        let properties = if version == Version::V5 {
+            ConnectProperties::read(packet)?
+        } else {
+            ConnectProperties::default()
+        };
+        let client_id = packet.string()?;
+        let will = if flags & WILL == 0 { None } else { Some(Will::read(flags, packet, version)?) };
+        // In 3.1 the remaining length takes precedence over both flags (its section 3.1).
+        let missing = |packet: &Reader<'_>| version == Version::V31 && packet.is_empty();
+        let user_name =
+            if flags & USER_NAME == 0 || missing(packet) { None } else { Some(packet.string()?) };
+        let password =
+            if flags & PASSWORD == 0 || missing(packet) { None } else { Some(packet.binary()?) };
+        packet.finish()?;
+        let clean_start = flags & CLEAN_START != 0;
+        Ok(Self {
+            version,
+            bridge,
+            clean_start,
+            keep_alive,
+            client_id,
+            user_name,
+            password,
+            will,
+            properties,
+        })
+    }
+
+    fn flags(&self) -> u8 {
+        let mut flags = 0;
+        if self.user_name.is_some() {
+            flags |= USER_NAME;
+        }
+        if self.password.is_some() {
+            flags |= PASSWORD;
+        }
+        if self.clean_start {
+            flags |= CLEAN_START;
+        }
+        if let Some(will) = &self.will {
+            flags |= WILL | (will.qos as u8) << 3;
+            if will.retain {
+                flags |= WILL_RETAIN;
+            }
+        }
+        flags
+    }
+
+    /// Its own version counts.
+    pub(super) fn put<S: Sink>(&self, out: &mut S) {
+        let name = if self.version == Version::V31 { "MQIsdp" } else { "MQTT" };
+        out.string(name);
+        let bridge = self.bridge && self.version != Version::V5;
+        out.u8(self.version as u8 | if bridge { BRIDGE } else { 0 });
+        out.u8(self.flags());
+        out.u16(self.keep_alive);
+        if self.version == Version::V5 {
+            self.properties.put_with_len(out);
+        }
+        out.string(self.client_id);
+        if let Some(will) = &self.will {
+            if self.version == Version::V5 {
+                let properties = &will.properties;
+                WillProperties { delay_interval: will.delay_interval, properties }
+                    .put_with_len(out);
+            }
+            out.string(will.topic);
+            out.binary(will.payload);
+        }
+        if let Some(user_name) = self.user_name {
+            out.string(user_name);
+        }
+        if let Some(password) = self.password {
+            out.binary(password);
+        }
+    }
+}
+
+fn check_flags(flags: u8, version: Version) -> Result<(), Cause> {
+    if flags & WILL != 0 && flags & WILL_QOS == WILL_QOS {
+        return Err(Cause::WillQos);
+    }
+    if version == Version::V31 {
+        // 3.1 disregards a flag whose field is not there; only this is not valid (its section 3.1).
+        if flags & PASSWORD != 0 && flags & USER_NAME == 0 {
+            return Err(Cause::PasswordWithoutUserName);
+        }
+        return Ok(());
+    }
+    if flags & RESERVED != 0 {
+        return Err(Cause::ConnectFlags);
+    }
+    if flags & WILL == 0 && flags & (WILL_QOS | WILL_RETAIN) != 0 {
+        return Err(Cause::WillFlags);
+    }
+    if version == Version::V311 && flags & PASSWORD != 0 && flags & USER_NAME == 0 {
+        return Err(Cause::PasswordWithoutUserName);
+    }
+    Ok(())
+}
+
+impl<'a> ConnectProperties<'a> {
+    fn read(packet: &mut Reader<'a>) -> Result<Self, Cause> {
+        let mut section = Section::take(packet, CONNECT_ALLOWED)?;
+        let mut properties = Self::default();
+        while let Some(found) = section.next()? {
+            match found {
+                id::SESSION_EXPIRY_INTERVAL => {
+                    properties.session_expiry_interval = Some(section.reader.u32()?);
+                }
+                id::RECEIVE_MAXIMUM => properties.receive_maximum = section.non_zero_u16()?,
+                id::MAXIMUM_PACKET_SIZE => {
+                    properties.maximum_packet_size = section.non_zero_u32()?;
+                }
+                id::TOPIC_ALIAS_MAXIMUM => {
+                    properties.topic_alias_maximum = Some(section.reader.u16()?);
+                }
+                id::REQUEST_RESPONSE_INFORMATION => {
+                    properties.request_response_information = section.boolean()?;
+                }
+                id::REQUEST_PROBLEM_INFORMATION => {
+                    properties.request_problem_information = section.boolean()?;
+                }
+                id::AUTHENTICATION_METHOD => {
+                    properties.authentication_method = Some(section.reader.string()?);
+                }
+                _ => properties.authentication_data = Some(section.reader.binary()?),
+            }
+        }
+        if properties.authentication_data.is_some() && properties.authentication_method.is_none() {
+            return Err(Cause::AuthenticationData);
+        }
+        properties.user_properties = section.user_properties();
+        Ok(properties)
+    }
+}
+
+impl Encode for ConnectProperties<'_> {
+    fn put<S: Sink>(&self, out: &mut S) {
+        put_u32(out, id::SESSION_EXPIRY_INTERVAL, self.session_expiry_interval);
+        put_u16(out, id::RECEIVE_MAXIMUM, self.receive_maximum);
+        put_u32(out, id::MAXIMUM_PACKET_SIZE, self.maximum_packet_size);
+        put_u16(out, id::TOPIC_ALIAS_MAXIMUM, self.topic_alias_maximum);
+        put_bool(out, id::REQUEST_RESPONSE_INFORMATION, self.request_response_information);
+        put_bool(out, id::REQUEST_PROBLEM_INFORMATION, self.request_problem_information);
+        self.user_properties.put(out);
+        put_string(out, id::AUTHENTICATION_METHOD, self.authentication_method);
+        put_binary(out, id::AUTHENTICATION_DATA, self.authentication_data);
+    }
+}
+
+impl<'a> Will<'a> {
+    fn read(flags: u8, packet: &mut Reader<'a>, version: Version) -> Result<Self, Cause> {
+        let (properties, delay_interval) = if version == Version::V5 {
+            PublishProperties::read_will(packet)?
+        } else {
+            (PublishProperties::default(), 0)
+        };
+        let topic = packet.string()?;
+        if topic.is_empty() {
+            return Err(Cause::TopicEmpty);
+        }
+        if topic::has_wildcard(topic) {
+            return Err(Cause::TopicWildcard);
+        }
+        let payload = packet.binary()?;
+        let qos = QoS::from_bits((flags & WILL_QOS) >> 3).ok_or(Cause::WillQos)?;
+        let retain = flags & WILL_RETAIN != 0;
+        Ok(Self { topic, payload, qos, retain, delay_interval, properties })
+    }
+}
+
+impl<'a> ConnAck<'a> {
+    pub(super) fn read(packet: &mut Reader<'a>, version: Version) -> Result<Self, Cause> {
+        let flags = packet.u8()?;
+        let code = packet.u8()?;
+        if version != Version::V31 && flags & !1 != 0 {
+            return Err(Cause::ConnAckFlags);
+        }
+        // 3.1 does not use the first byte.
+        let session_present = version != Version::V31 && flags & 1 != 0;
+        // A server that does not speak MQTT 5.0 says so in the form that it knows.
+        let short = version == Version::V5 && packet.is_empty() && matches!(code, 1..=5);
+        let (reason, properties) = if version == Version::V5 && !short {
+            let reason = check_connack_reason(ReasonCode(code))?;
+            (reason, ConnAckProperties::read(packet)?)
+        } else {
+            let reason = ReasonCode::from_connack_v3(code).ok_or(Cause::ReasonCode)?;
+            (reason, ConnAckProperties::default())
+        };
+        packet.finish()?;
+        if session_present && reason != ReasonCode::SUCCESS {
+            return Err(Cause::SessionPresent);
+        }
+        Ok(Self { session_present, reason, properties })
+    }
+
+    pub(super) fn put<S: Sink>(&self, version: Version, out: &mut S) {
+        let accepted = self.reason == ReasonCode::SUCCESS;
+        let session_present = self.session_present && accepted && version != Version::V31;
+        out.u8(u8::from(session_present));
+        if version == Version::V5 {
+            out.u8(self.reason.0);
+            self.properties.put_with_len(out);
+        } else {
+            out.u8(self.reason.connack_v3());
+        }
+    }
+}
+
+/// `[MQTT-3.2.2-8]`
+fn check_connack_reason(reason: ReasonCode) -> Result<ReasonCode, Cause> {
+    match reason.0 {
+        0x00 | 0x80..=0x8A | 0x8C | 0x90 | 0x95 | 0x97 | 0x99..=0x9D | 0x9F => Ok(reason),
+        _ => Err(Cause::ReasonCode),
+    }
+}
+
+impl<'a> ConnAckProperties<'a> {
+    fn read(packet: &mut Reader<'a>) -> Result<Self, Cause> {
+        let mut section = Section::take(packet, CONNACK_ALLOWED)?;
+        let mut properties = Self::default();
+        while let Some(found) = section.next()? {
+            properties.read_one(found, &mut section)?;
+        }
+        if properties.authentication_data.is_some() && properties.authentication_method.is_none() {
+            return Err(Cause::AuthenticationData);
+        }
+        properties.user_properties = section.user_properties();
+        Ok(properties)
+    }
+
+    fn read_one(&mut self, found: u8, section: &mut Section<'a>) -> Result<(), Cause> {
+        match found {
+            id::SESSION_EXPIRY_INTERVAL => {
+                self.session_expiry_interval = Some(section.reader.u32()?);
+            }
+            id::RECEIVE_MAXIMUM => self.receive_maximum = section.non_zero_u16()?,
+            id::MAXIMUM_QOS => {
+                self.maximum_qos = match section.reader.u8()? {
+                    0 => Some(QoS::AtMostOnce),
+                    1 => Some(QoS::AtLeastOnce),
+                    _ => return Err(Cause::PropertyValue),
+                }
+            }
+            id::RETAIN_AVAILABLE => self.retain_available = section.boolean()?,
+            id::MAXIMUM_PACKET_SIZE => self.maximum_packet_size = section.non_zero_u32()?,
+            id::ASSIGNED_CLIENT_IDENTIFIER => {
+                self.assigned_client_id = Some(section.reader.string()?);
+            }
+            id::TOPIC_ALIAS_MAXIMUM => self.topic_alias_maximum = Some(section.reader.u16()?),
+            id::REASON_STRING => self.reason_string = Some(section.reader.string()?),
+            id::WILDCARD_SUBSCRIPTION_AVAILABLE => {
+                self.wildcard_subscription_available = section.boolean()?;
+            }
+            id::SUBSCRIPTION_IDENTIFIER_AVAILABLE => {
+                self.subscription_ids_available = section.boolean()?;
+            }
+            id::SHARED_SUBSCRIPTION_AVAILABLE => {
+                self.shared_subscription_available = section.boolean()?;
+            }
+            id::SERVER_KEEP_ALIVE => self.server_keep_alive = Some(section.reader.u16()?),
+            id::RESPONSE_INFORMATION => {
+                self.response_information = Some(section.reader.string()?);
+            }
+            id::SERVER_REFERENCE => self.server_reference = Some(section.reader.string()?),
+            id::AUTHENTICATION_METHOD => {
+                self.authentication_method = Some(section.reader.string()?);
+            }
+            _ => self.authentication_data = Some(section.reader.binary()?),
+        }
+        Ok(())
+    }
+}
+
+impl Encode for ConnAckProperties<'_> {
+    fn put<S: Sink>(&self, out: &mut S) {
+        put_u32(out, id::SESSION_EXPIRY_INTERVAL, self.session_expiry_interval);
+        put_u16(out, id::RECEIVE_MAXIMUM, self.receive_maximum);
+        match self.maximum_qos {
+            // The value 2 does not exist (3.2.2.3.4).
+            None | Some(QoS::ExactlyOnce) => {}
+            Some(qos) => out.bytes(&[id::MAXIMUM_QOS, qos as u8]),
+        }
+        put_bool(out, id::RETAIN_AVAILABLE, self.retain_available);
+        put_u32(out, id::MAXIMUM_PACKET_SIZE, self.maximum_packet_size);
+        put_string(out, id::ASSIGNED_CLIENT_IDENTIFIER, self.assigned_client_id);
+        put_u16(out, id::TOPIC_ALIAS_MAXIMUM, self.topic_alias_maximum);
+        put_string(out, id::REASON_STRING, self.reason_string);
+        self.user_properties.put(out);
+        put_bool(out, id::WILDCARD_SUBSCRIPTION_AVAILABLE, self.wildcard_subscription_available);
+        put_bool(out, id::SUBSCRIPTION_IDENTIFIER_AVAILABLE, self.subscription_ids_available);
+        put_bool(out, id::SHARED_SUBSCRIPTION_AVAILABLE, self.shared_subscription_available);
+        put_u16(out, id::SERVER_KEEP_ALIVE, self.server_keep_alive);
+        put_string(out, id::RESPONSE_INFORMATION, self.response_information);
+        put_string(out, id::SERVER_REFERENCE, self.server_reference);
+        put_string(out, id::AUTHENTICATION_METHOD, self.authentication_method);
+        put_binary(out, id::AUTHENTICATION_DATA, self.authentication_data);
+    }
+}

@@ -1,2 +1,167 @@
-//! topic: to be filled.
+//! Topic Names and Topic Filters (4.7), Shared Subscriptions' filters among them (4.8.2).
+//!
+//! [`matches`] is the plain definition of matching. The broker's tree is faster and must agree.
 #![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::limits::TOPIC_LEVELS_MAX;
+
+/// What a Shared Subscription's filter begins with.
+pub const SHARE_PREFIX: &str = "$share/";
+
+/// Why a string is not a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicError {
+    /// `[MQTT-4.7.3-1]`
+    Empty,
+    /// `[MQTT-4.7.3-2]`
+    NullCharacter,
+    /// `[MQTT-4.7.3-3]`
+    TooLong,
+    /// More than [`TOPIC_LEVELS_MAX`] levels: our bound, not the standard's.
+    TooManyLevels,
+    /// `[MQTT-4.7.0-1]`: a wildcard in a Topic Name.
+    Wildcard,
+    /// `[MQTT-4.7.1-1]`: `#` that is not the whole of the last level.
+    MultiLevelWildcard,
+    /// `[MQTT-4.7.1-2]`: `+` that is not the whole of its level.
+    SingleLevelWildcard,
+    /// `[MQTT-4.8.2-1]`, `[MQTT-4.8.2-2]`: an empty ShareName, or one with a wildcard.
+    ShareName,
+    /// `[MQTT-4.8.2-2]`: `$share/name` without a filter.
+    ShareFilter,
+    /// A Topic Name under `$share/`, which no subscription could ever match.
+    ShareInName,
+}
+
+impl TopicError {
+    /// What is wrong, in a few words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::NullCharacter => "null character",
+            Self::TooLong => "longer than 65,535 bytes",
+            Self::TooManyLevels => "too many levels",
+            Self::Wildcard => "wildcard in a Topic Name",
+            Self::MultiLevelWildcard => "# is not the whole last level",
+            Self::SingleLevelWildcard => "+ is not a whole level",
+            Self::ShareName => "ShareName empty or with a wildcard",
+            Self::ShareFilter => "$share without a filter",
+            Self::ShareInName => "Topic Name under $share",
+        }
+    }
+}
+
+impl fmt::Display for TopicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::error::Error for TopicError {}
+
+/// A Topic Filter as a SUBSCRIBE names it, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Filter<'a> {
+    /// The group of a Shared Subscription.
+    pub share_name: Option<&'a str>,
+    /// What topics are matched against, without `$share/name/`.
+    pub filter: &'a str,
+}
+
+/// Whether the string contains `+` or `#`.
+#[inline]
+pub(super) fn has_wildcard(topic: &str) -> bool {
+    topic.as_bytes().iter().fold(false, |found, &byte| found | (byte == b'+') | (byte == b'#'))
+}
+
+/// The levels of a name or filter: what is between the separators, possibly nothing.
+pub fn levels(topic: &str) -> std::str::Split<'_, char> {
+    topic.split('/')
+}
+
+/// How many levels there are.
+#[inline]
+pub fn level_count(topic: &str) -> usize {
+    1 + topic.as_bytes().iter().filter(|&&byte| byte == b'/').count()
+}
+
+fn check_common(topic: &str) -> Result<(), TopicError> {
+    if topic.is_empty() {
+        return Err(TopicError::Empty);
+    }
+    if topic.len() > usize::from(u16::MAX) {
+        return Err(TopicError::TooLong);
+    }
+    if topic.as_bytes().contains(&0) {
+        return Err(TopicError::NullCharacter);
+    }
+    if level_count(topic) > TOPIC_LEVELS_MAX {
+        return Err(TopicError::TooManyLevels);
+    }
+    Ok(())
+}
+
+/// Whether a message may be published to it. Of a decoded PUBLISH all is known to hold but the
+/// number of levels and `$share`.
+pub fn check_topic_name(topic: &str) -> Result<(), TopicError> {
+    check_common(topic)?;
+    if has_wildcard(topic) {
+        return Err(TopicError::Wildcard);
+    }
+    if topic.starts_with(SHARE_PREFIX) || topic == "$share" {
+        return Err(TopicError::ShareInName);
+    }
+    Ok(())
+}
+
+/// Takes a Topic Filter apart. `$share` is understood for every version: 3.1.1 does not know it,
+/// but its clients use it.
+pub fn check_filter(filter: &str) -> Result<Filter<'_>, TopicError> {
+    check_common(filter)?;
+    let parts = if let Some(shared) = filter.strip_prefix(SHARE_PREFIX) {
+        let (name, rest) = shared.split_once('/').ok_or(TopicError::ShareFilter)?;
+        if name.is_empty() || has_wildcard(name) {
+            return Err(TopicError::ShareName);
+        }
+        if rest.is_empty() {
+            return Err(TopicError::ShareFilter);
+        }
+        Filter { share_name: Some(name), filter: rest }
+    } else if filter == "$share" {
+        return Err(TopicError::ShareFilter);
+    } else {
+        Filter { share_name: None, filter }
+    };
+    let mut rest = levels(parts.filter).peekable();
+    while let Some(level) = rest.next() {
+        if level.contains('#') && (level != "#" || rest.peek().is_some()) {
+            return Err(TopicError::MultiLevelWildcard);
+        }
+        if level.contains('+') && level != "+" {
+            return Err(TopicError::SingleLevelWildcard);
+        }
+    }
+    Ok(parts)
+}
+
+/// Whether a topic matches a filter (without `$share/name/`), both of them valid.
+pub fn matches(filter: &str, topic: &str) -> bool {
+    // [MQTT-4.7.2-1]
+    if topic.starts_with('$') && filter.starts_with(['#', '+']) {
+        return false;
+    }
+    let mut topic = levels(topic);
+    for wanted in levels(filter) {
+        if wanted == "#" {
+            // Also of the parent: "sport/#" matches "sport".
+            return true;
+        }
+        match topic.next() {
+            Some(level) if wanted == "+" || wanted == level => {}
+            _ => return false,
+        }
+    }
+    topic.next().is_none()
+}
