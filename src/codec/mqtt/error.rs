@@ -57,6 +57,8 @@ causes! {
     PacketType, MALFORMED_PACKET, "reserved packet type";
     /// `[MQTT-2.1.3-1]`
     FixedHeaderFlags, MALFORMED_PACKET, "reserved flags of the fixed header";
+    /// More bytes than the receiver takes (3.1.2.11.4, 4.13).
+    PacketTooLarge, PACKET_TOO_LARGE, "packet larger than allowed";
     /// A packet that only the other side may send.
     Direction, PROTOCOL_ERROR, "packet from the wrong side";
     /// `[MQTT-3.1.0-1]`
@@ -146,6 +148,17 @@ pub struct DecodeError {
 impl DecodeError {
     pub(super) const fn new(kind: PacketKind, cause: Cause, version: Option<Version>) -> Self {
         Self { reason: cause.reason(), kind, cause, version }
+    }
+
+    /// A packet with this first byte is longer than the receiver takes. Found by who reads frames,
+    /// before there is a frame to decode.
+    pub const fn packet_too_large(first_byte: u8, version: Option<Version>) -> Self {
+        Self::new(PacketKind::of(first_byte), Cause::PacketTooLarge, version)
+    }
+
+    /// A connection begins with this byte, which begins no CONNECT.
+    pub const fn connect_expected(first_byte: u8) -> Self {
+        Self::new(PacketKind::of(first_byte), Cause::ConnectExpected, None)
     }
 }
 
