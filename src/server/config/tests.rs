@@ -1,4 +1,5 @@
 //! Tests of the configuration: the documented file, precedence, ranges.
+#![forbid(unsafe_code)]
 
 use super::*;
 use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
