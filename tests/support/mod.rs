@@ -25,6 +25,7 @@
 #![allow(dead_code, clippy::disallowed_methods, clippy::print_stdout)]
 
 pub mod broker;
+pub mod packets;
 pub mod wire;
 
 pub use broker::{Broker, Builder, Combination, combinations, free_port, on_all};

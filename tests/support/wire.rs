@@ -6,6 +6,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use noctule::codec::mqtt::Version;
+
 /// How long an answer may take: it fails a test and never delays one.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -24,6 +26,10 @@ pub enum Next {
 pub struct Wire {
     stream: TcpStream,
     input: Vec<u8>,
+    /// What `send` and `recv` encode and decode; of the last CONNECT that they sent.
+    pub version: Version,
+    /// What `recv` returned last.
+    pub(super) frame: Vec<u8>,
 }
 
 impl Wire {
@@ -32,7 +38,7 @@ impl Wire {
         let stream = TcpStream::connect_timeout(&addr, ANSWER).expect("connect to the broker");
         stream.set_nodelay(true).expect("TCP_NODELAY");
         stream.set_write_timeout(Some(ANSWER)).expect("a write timeout");
-        Self { stream, input: Vec::new() }
+        Self { stream, input: Vec::new(), version: Version::V5, frame: Vec::new() }
     }
 
     /// The socket itself.
