@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod buf;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod ids;
