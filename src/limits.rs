@@ -101,10 +101,18 @@ pub const CLOSE_FLUSH: Duration = Duration::from_secs(2);
 pub const CLOSE_LINGER: Duration = Duration::from_millis(500);
 /// How long a shutdown may take to flush all outboxes.
 pub const SHUTDOWN_FLUSH: Duration = Duration::from_secs(3);
+/// How long the control thread waits for all shards to stop: they may need
+/// [`SHUTDOWN_FLUSH`] twice, for what is between them and for their clients.
+pub const STOP_WAIT: Duration = Duration::from_secs(8);
+/// How long the control thread waits for the counters of all shards.
+pub const REPORT_WAIT: Duration = Duration::from_secs(1);
+/// Connections that the kernel holds for a listener until they are accepted.
+pub const LISTEN_BACKLOG: i32 = 4096;
 
 const _: () = {
     assert!(RECV_BUFFERS.is_power_of_two() && RECV_BUFFERS <= 32_768, "a provided-buffer ring");
     assert!(RING_ENTRIES.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
+    assert!(STOP_WAIT.as_secs() > 2 * SHUTDOWN_FLUSH.as_secs());
     assert!(CONNECT_SIZE_MAX <= PACKET_SIZE_DEFAULT);
 };
