@@ -22,7 +22,7 @@
 //! shows whether it is the test that is wrong; `CI` turns a skip into a failure.
 #![forbid(unsafe_code)]
 // Each test crate uses its part of it; tests wait for a real process on the real clock.
-#![allow(dead_code, clippy::disallowed_methods, clippy::print_stdout)]
+#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::print_stdout)]
 
 pub mod broker;
 pub mod packets;

@@ -141,7 +141,7 @@ impl Wire {
     }
 
     /// Ends our direction; what the broker still sends can be read.
-    pub fn finish(&mut self) {
+    pub fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).expect("shut down writing");
     }
 
@@ -169,7 +169,7 @@ fn frame_len(bytes: &[u8]) -> Option<usize> {
 /// The bytes of `hex`, in which blanks are for the reader.
 pub fn from_hex(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    assert!(digits.len() % 2 == 0, "an odd number of hex digits: {hex}");
+    assert!(digits.len().is_multiple_of(2), "an odd number of hex digits: {hex}");
     digits
         .chunks(2)
         .map(|pair| {
