@@ -44,7 +44,7 @@
 //!
 //! *Threads.* A backend is made, used and dropped on one thread (a ring with deferred task work
 //! belongs to the thread that made it). Only [`Waker`]s travel.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod epoll;
 mod pool;
@@ -53,6 +53,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod token;
+pub mod uring;
 pub mod waker;
 
 use std::fmt;
@@ -69,6 +70,7 @@ use crate::ids::ConnId;
 use crate::limits;
 
 pub use epoll::Epoll;
+pub use uring::Uring;
 pub use waker::Waker;
 
 /// The kernel, seen from one shard. The module's header is the contract.

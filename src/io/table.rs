@@ -45,13 +45,17 @@ impl<T> Table<T> {
         Some(self.slots[conn.index as usize].take().expect("invariant: found above").value)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+
     /// All of them, to end them.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnId, &mut T)> {
-        self.slots.iter_mut().enumerate().filter_map(|(index, slot)| {
-            let slot = slot.as_mut()?;
-            let conn = ConnId { index: index as u32, generation: slot.generation };
-            Some((conn, &mut slot.value))
-        })
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        let id = |(index, slot): (usize, &Option<Slot<T>>)| {
+            let generation = slot.as_ref()?.generation;
+            Some(ConnId { index: index as u32, generation })
+        };
+        self.slots.iter().enumerate().filter_map(id).collect()
     }
 }
 

@@ -1,0 +1,755 @@
+//! The contract of [`Backend`] over one `io_uring` per shard.
+//!
+//! `ring` is the ring, `ops` what is submitted to it, `buf_ring` the receive buffers; here is what
+//! they are for: which operation is in flight on which connection, and what its completion means.
+//! Submissions are queued by the verbs and enter the kernel in [`Backend::poll`], once.
+//!
+//! Invariants:
+//! - *one each*: at most one receive and one send of a connection are in flight; `recv` and `send`
+//!   of [`Conn`] say so from the submission to the completion without F_MORE, whoever wants it.
+//! - *slot*: a connection stays in the table until both are over, so a completion always finds its
+//!   connection and the generation in its token is a second line of defence.
+//! - *memory*: what a send in flight points to stays in `sends` until its completion.
+//! - *starved*: a receive that ended for want of buffers is begun again when there are some, and
+//!   not before: with an empty buffer ring it would end at once.
+#![allow(unsafe_code)]
+
+pub(crate) mod ring;
+
+mod buf_ring;
+mod ops;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::cqueue;
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use slab::Slab;
+
+use self::buf_ring::BufRing;
+use self::ops::{Gather, Op, SendOp};
+use self::ring::Ring;
+use super::socket::{self, AcceptTrouble, Reserve};
+use super::table::Table;
+use super::token::Token;
+use super::waker::Waker;
+use super::{
+    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Settings, Wait,
+};
+use crate::buf::OutBuf;
+use crate::clock::{self, Time};
+use crate::ids::ConnId;
+use crate::limits::{ACCEPT_PAUSE, COMPLETIONS_PER_TICK};
+
+const KIND_RECV: u8 = 1;
+const KIND_SEND: u8 = 2;
+const KIND_ACCEPT: u8 = 3;
+/// Our own eventfd has been written to.
+const KIND_EVENTFD: u8 = 4;
+/// Another ring has sent us a message.
+const KIND_WOKEN: u8 = 5;
+/// Our message to another ring has failed.
+const KIND_MESSAGE: u8 = 6;
+/// Our cancelling of a receive, or of a send, or of an accept, has found nothing.
+const KIND_CANCEL_RECV: u8 = 7;
+const KIND_CANCEL_SEND: u8 = 8;
+const KIND_CANCEL_ACCEPT: u8 = 9;
+/// Somebody wants to be accepted.
+const KIND_PEER_WAITS: u8 = 10;
+
+/// Lists of pieces kept for later sends.
+const SPARE_GATHERS_MAX: usize = 64;
+/// How long dropping the backend waits for the kernel to let go.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The `io_uring` backend.
+pub struct Uring {
+    /// Dropped before the memory that its operations use.
+    ring: Ring,
+    buffers: BufRing,
+    sends: Slab<SendOp>,
+    spare_gathers: Vec<Gather>,
+    conns: Table<Conn>,
+    listeners: Vec<Option<Listener>>,
+    reserve: Reserve,
+    waker: Waker,
+    /// Whom we have sent messages to; a failed one comes back with the number here.
+    targets: Vec<Waker>,
+    /// Receives to begin again when there are buffers.
+    starved: VecDeque<ConnId>,
+    /// Receives that were cancelled while starved: nothing is in flight to tell.
+    cancelled: Vec<ConnId>,
+    /// Connections that were closed while quiet.
+    closed: Vec<ConnId>,
+    /// Sends of nothing.
+    empty_sends: Vec<(ConnId, OutBuf)>,
+    reaped: Vec<cqueue::Entry>,
+    counters: IoCounters,
+}
+
+struct Conn {
+    socket: OwnedFd,
+    recv: Recv,
+    recv_cancelled: bool,
+    send: Send,
+    /// FIN follows the send in flight.
+    fin_wanted: bool,
+    closing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recv {
+    Idle,
+    InFlight(RecvMode),
+    Starved(RecvMode),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Send {
+    Idle,
+    /// Its place in `sends`.
+    InFlight(u32),
+    /// Done in the next poll.
+    Empty,
+}
+
+impl Conn {
+    /// Nothing of it is with the kernel.
+    const fn is_idle(&self) -> bool {
+        !matches!(self.recv, Recv::InFlight(_)) && !matches!(self.send, Send::InFlight(_))
+    }
+}
+
+struct Listener {
+    socket: TcpListener,
+    /// The kind of operation in flight, [`KIND_ACCEPT`] or [`KIND_PEER_WAITS`].
+    armed: Option<u8>,
+    /// There was no descriptor for the last peer. An accept takes its descriptor when it begins,
+    /// before there is a peer, so armed again it would fail at once, for ever: we wait for a peer
+    /// first.
+    no_descriptors: bool,
+    resting_until: Option<Time>,
+}
+
+impl Uring {
+    /// On the shard's thread.
+    ///
+    /// # Errors
+    /// When the kernel has no `io_uring` as we need it (see `io::probe`), or no descriptor left.
+    pub fn new(settings: &Settings) -> io::Result<Self> {
+        let ring = Ring::new(settings.ring_entries)?;
+        // SAFETY: `buffers` lies behind `ring` in the struct, so it is dropped after it; `drop`
+        // ends all receives first, and leaks it when that cannot be done.
+        let buffers = unsafe { BufRing::new(ring.submitter(), settings.uring_pool)? };
+        let waker = Waker::new()?;
+        waker.set_ring(Some(ring.fd()));
+        let mut this = Self {
+            ring,
+            buffers,
+            sends: Slab::new(),
+            spare_gathers: Vec::new(),
+            conns: Table::new(),
+            listeners: Vec::new(),
+            reserve: Reserve::new(),
+            waker,
+            targets: Vec::new(),
+            starved: VecDeque::new(),
+            cancelled: Vec::new(),
+            closed: Vec::new(),
+            empty_sends: Vec::new(),
+            reaped: Vec::with_capacity(COMPLETIONS_PER_TICK),
+            counters: IoCounters::default(),
+        };
+        this.watch_eventfd();
+        Ok(this)
+    }
+
+    fn push(&mut self, op: Op) {
+        if self.ring.push(op) {
+            self.counters.enters += 1;
+            self.counters.extra_submits += 1;
+        }
+    }
+
+    fn watch_eventfd(&mut self) {
+        let fd = self.waker.eventfd().as_raw_fd();
+        self.push(Op::poll_multi(fd, Token::plain(KIND_EVENTFD, 0)));
+    }
+
+    fn open_mut(&mut self, conn: ConnId) -> Option<&mut Conn> {
+        self.conns.get_mut(conn).filter(|state| !state.closing)
+    }
+
+    fn start_recv(&mut self, conn: ConnId, mode: RecvMode) {
+        let state = self.conns.get_mut(conn).expect("invariant: the caller has found it");
+        state.recv = Recv::InFlight(mode);
+        let fd = state.socket.as_raw_fd();
+        let token = Token::conn(KIND_RECV, conn);
+        self.push(match mode {
+            RecvMode::Once => Op::recv_once(fd, token),
+            RecvMode::Multi => Op::recv_multi(fd, token),
+        });
+    }
+
+    fn start_send(&mut self, conn: ConnId, key: u32) {
+        let state = self.conns.get(conn).expect("invariant: the caller has found it");
+        let fd = state.socket.as_raw_fd();
+        let send = &mut self.sends[key as usize];
+        // SAFETY: the send stays in `sends`, untouched, until `on_sent` gets its completion: the
+        // connection says InFlight until then, and is neither removed nor sent on. `drop` waits
+        // for that, or leaks `sends`.
+        let op = unsafe { send.submission(fd, Token::conn(KIND_SEND, conn)) };
+        self.push(op);
+    }
+
+    /// What was asked for since the last poll and needs no kernel.
+    fn finish_deferred(&mut self, completions: &mut Vec<Completion>) {
+        for conn in self.cancelled.drain(..) {
+            let Some(state) = self.conns.get_mut(conn) else { continue };
+            if !state.closing && state.recv_cancelled && matches!(state.recv, Recv::Starved(_)) {
+                state.recv = Recv::Idle;
+                state.recv_cancelled = false;
+                completions.push(Completion::RecvEnded { conn, reason: RecvEnd::Cancelled });
+            }
+        }
+        for (conn, buf) in self.empty_sends.drain(..) {
+            let Some(state) = self.conns.get_mut(conn) else { continue };
+            if !state.closing {
+                state.send = Send::Idle;
+                completions.push(Completion::Sent { conn, buf, result: Ok(()) });
+            }
+        }
+        for conn in self.closed.drain(..) {
+            if self.conns.remove(conn).is_some() {
+                completions.push(Completion::Closed { conn });
+            }
+        }
+    }
+
+    /// Begins starved receives again, as many as there are buffers: each takes at least one.
+    fn feed_starved(&mut self) {
+        let mut feed = self.buffers.available();
+        while feed > 0
+            && let Some(conn) = self.starved.pop_front()
+        {
+            let Some(state) = self.conns.get(conn) else { continue };
+            let Recv::Starved(mode) = state.recv else { continue };
+            if state.closing || state.recv_cancelled {
+                continue;
+            }
+            self.counters.rearmed += 1;
+            self.start_recv(conn, mode);
+            feed -= 1;
+        }
+    }
+
+    /// Arms the listeners that are not, and says when the next one may be.
+    fn arm_listeners(&mut self) -> Option<Time> {
+        let mut earliest = None;
+        for index in 0..self.listeners.len() {
+            let Some(listener) = &mut self.listeners[index] else { continue };
+            if listener.armed.is_some() {
+                continue;
+            }
+            match listener.resting_until {
+                Some(until) if clock::now() < until => {
+                    earliest = Some(earliest.map_or(until, |e: Time| e.min(until)));
+                }
+                _ => {
+                    listener.resting_until = None;
+                    let fd = listener.socket.as_raw_fd();
+                    let wait_first = std::mem::take(&mut listener.no_descriptors);
+                    let kind = if wait_first { KIND_PEER_WAITS } else { KIND_ACCEPT };
+                    listener.armed = Some(kind);
+                    let token = Token::plain(kind, index as u32);
+                    self.push(if wait_first {
+                        Op::poll_once(fd, token)
+                    } else {
+                        Op::accept_multi(fd, token)
+                    });
+                }
+            }
+        }
+        earliest
+    }
+
+    fn on_completion(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
+        let token = Token::from_word(entry.user_data());
+        let (result, flags) = (entry.result(), entry.flags());
+        match token.kind() {
+            KIND_RECV => self.on_recv(token.conn_id(), result, flags, completions),
+            KIND_SEND => self.on_sent(token.conn_id(), result, completions),
+            KIND_ACCEPT => self.on_accept(token.index(), result, flags, completions),
+            KIND_PEER_WAITS => {
+                if let Some(Some(listener)) = self.listeners.get_mut(token.index() as usize) {
+                    listener.armed = None;
+                }
+            }
+            KIND_EVENTFD => {
+                self.counters.wakes_received += 1;
+                if !cqueue::more(flags) {
+                    self.watch_eventfd();
+                }
+            }
+            KIND_WOKEN => self.counters.wakes_received += 1,
+            KIND_MESSAGE => {
+                if let Some(target) = self.targets.get(token.index() as usize) {
+                    target.wake();
+                }
+            }
+            KIND_CANCEL_RECV => self.cancel_again(token.conn_id(), KIND_RECV),
+            KIND_CANCEL_SEND => self.cancel_again(token.conn_id(), KIND_SEND),
+            // An accept that had ended by itself.
+            KIND_CANCEL_ACCEPT => {}
+            _ => self.counters.stale += 1,
+        }
+    }
+
+    fn on_recv(
+        &mut self,
+        conn: ConnId,
+        result: i32,
+        flags: u32,
+        completions: &mut Vec<Completion>,
+    ) {
+        let buffer = cqueue::buffer_select(flags);
+        let state = self.conns.get_mut(conn);
+        let Some((state, mode)) = state.and_then(|state| match state.recv {
+            Recv::InFlight(mode) => Some((state, mode)),
+            _ => None,
+        }) else {
+            self.counters.stale += 1;
+            if let Some(id) = buffer {
+                self.buffers.give_straight_back(id);
+            }
+            return;
+        };
+        let ended = !cqueue::more(flags);
+        if ended {
+            state.recv = Recv::Idle;
+        }
+        if state.closing {
+            if let Some(id) = buffer {
+                self.buffers.give_straight_back(id);
+            }
+            self.close_if_idle(conn, completions);
+            return;
+        }
+        let cancelled = state.recv_cancelled;
+        if ended {
+            state.recv_cancelled = false;
+        }
+        match (buffer, usize::try_from(result).unwrap_or(0)) {
+            (Some(id), n) if n > 0 => {
+                self.counters.received += 1;
+                self.counters.received_bytes += n as u64;
+                let buf = self.buffers.hand_out(id, n);
+                completions.push(Completion::Received { conn, buf });
+            }
+            (Some(id), _) => self.buffers.give_straight_back(id),
+            (None, _) => {}
+        }
+        if ended {
+            self.on_recv_ended(conn, mode, result, cancelled, completions);
+        }
+    }
+
+    /// The kernel will say no more about this receive: it is over, or begins again.
+    fn on_recv_ended(
+        &mut self,
+        conn: ConnId,
+        mode: RecvMode,
+        result: i32,
+        cancelled: bool,
+        completions: &mut Vec<Completion>,
+    ) {
+        let reason = match result {
+            1.. if mode == RecvMode::Once => return,
+            0 => RecvEnd::Eof,
+            1.. => {
+                if !cancelled {
+                    // Silently: the completion queue was full.
+                    self.counters.rearmed += 1;
+                    return self.start_recv(conn, mode);
+                }
+                RecvEnd::Cancelled
+            }
+            _ => match Errno::from_raw_os_error(-result) {
+                Errno::NOBUFS | Errno::INTR | Errno::AGAIN | Errno::CANCELED if cancelled => {
+                    RecvEnd::Cancelled
+                }
+                Errno::NOBUFS => {
+                    self.counters.enobufs += 1;
+                    if let Some(state) = self.conns.get_mut(conn) {
+                        state.recv = Recv::Starved(mode);
+                        self.starved.push_back(conn);
+                    }
+                    return;
+                }
+                Errno::INTR | Errno::AGAIN => {
+                    self.counters.rearmed += 1;
+                    return self.start_recv(conn, mode);
+                }
+                error => RecvEnd::Error(error.into()),
+            },
+        };
+        completions.push(Completion::RecvEnded { conn, reason });
+    }
+
+    fn on_sent(&mut self, conn: ConnId, result: i32, completions: &mut Vec<Completion>) {
+        let state = self.conns.get_mut(conn);
+        let Some((state, key)) = state.and_then(|state| match state.send {
+            Send::InFlight(key) => Some((state, key)),
+            _ => None,
+        }) else {
+            self.counters.stale += 1;
+            return;
+        };
+        let send = &mut self.sends[key as usize];
+        let error = match usize::try_from(result) {
+            Ok(n) => {
+                self.counters.short_sends += u64::from(send.advance(n));
+                // A send of something that takes nothing would be tried for ever.
+                (n == 0).then_some(Errno::IO)
+            }
+            Err(_) => Some(Errno::from_raw_os_error(-result)),
+        };
+        let again = matches!(error, None | Some(Errno::INTR | Errno::AGAIN)) && !send.is_done();
+        if again && !state.closing {
+            return self.start_send(conn, key);
+        }
+        state.send = Send::Idle;
+        let (buf, gather) = self.sends.remove(key as usize).into_parts();
+        if let Some(gather) = gather
+            && self.spare_gathers.len() < SPARE_GATHERS_MAX
+        {
+            self.spare_gathers.push(gather);
+        }
+        if state.closing {
+            self.close_if_idle(conn, completions);
+            return;
+        }
+        if std::mem::take(&mut state.fin_wanted) {
+            socket::shutdown_write(&state.socket);
+        }
+        self.counters.sent += 1;
+        let result = match error {
+            None => {
+                self.counters.sent_bytes += buf.len() as u64;
+                Ok(())
+            }
+            Some(error) => Err(error.into()),
+        };
+        completions.push(Completion::Sent { conn, buf, result });
+    }
+
+    fn on_accept(
+        &mut self,
+        index: u32,
+        result: i32,
+        flags: u32,
+        completions: &mut Vec<Completion>,
+    ) {
+        let id = ListenerId(index as u16);
+        let accepted = if result >= 0 {
+            // SAFETY: a completion of accept with a result that is not negative is a new
+            // descriptor, named to nobody else.
+            Ok(unsafe { OwnedFd::from_raw_fd(result) })
+        } else {
+            Err(io::Error::from_raw_os_error(-result))
+        };
+        // The listener may have been removed meanwhile: then the connection is closed here.
+        let Some(Some(listener)) = self.listeners.get_mut(index as usize) else { return };
+        if !cqueue::more(flags) {
+            listener.armed = None;
+            self.counters.rearmed += 1;
+        }
+        let error = match accepted {
+            Ok(socket) => {
+                self.counters.accepted += 1;
+                completions.push(Completion::Accepted { listener: id, socket });
+                return;
+            }
+            Err(error) => error,
+        };
+        self.counters.accept_failed += 1;
+        let rest = match socket::accept_trouble(&error) {
+            AcceptTrouble::Next => return,
+            AcceptTrouble::NoDescriptors => {
+                let turned = self.reserve.turn_away(&listener.socket);
+                self.counters.emfile += turned.count as u64;
+                listener.no_descriptors = true;
+                turned.rest
+            }
+            AcceptTrouble::Rest => true,
+        };
+        if rest {
+            listener.resting_until = Some(clock::now() + ACCEPT_PAUSE);
+        }
+        completions.push(Completion::AcceptFailed { listener: id, error });
+    }
+
+    /// A cancel that found nothing was too late, and then the completion is here already; or it was
+    /// in the way of the kernel's own handling, and is tried again.
+    fn cancel_again(&mut self, conn: ConnId, kind: u8) {
+        let Some(state) = self.conns.get(conn) else { return };
+        let wanted = state.closing || (kind == KIND_RECV && state.recv_cancelled);
+        let in_flight = match kind {
+            KIND_RECV => matches!(state.recv, Recv::InFlight(_)),
+            _ => matches!(state.send, Send::InFlight(_)),
+        };
+        if wanted && in_flight {
+            self.push_cancel(conn, kind);
+        }
+    }
+
+    fn push_cancel(&mut self, conn: ConnId, kind: u8) {
+        let own = if kind == KIND_RECV { KIND_CANCEL_RECV } else { KIND_CANCEL_SEND };
+        self.push(Op::cancel(Token::conn(kind, conn), Token::conn(own, conn)));
+    }
+
+    /// Whether there is something to do before the kernel has anything to say.
+    fn must_not_wait(&self) -> bool {
+        let can_feed = !self.starved.is_empty() && self.buffers.available() > 0;
+        can_feed || self.ring.has_more()
+    }
+
+    fn close_if_idle(&mut self, conn: ConnId, completions: &mut Vec<Completion>) {
+        if self.conns.get(conn).is_some_and(|state| state.closing && state.is_idle()) {
+            self.conns.remove(conn);
+            completions.push(Completion::Closed { conn });
+        }
+    }
+}
+
+impl Backend for Uring {
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+
+    fn features(&self) -> String {
+        let features = self.ring.features();
+        let mut text = String::from("DEFER_TASKRUN, provided buffers, multishot");
+        for (there, name) in [
+            (features.no_sqarray, "NO_SQARRAY"),
+            (features.registered_fd, "registered ring"),
+            (features.no_iowait, "NO_IOWAIT"),
+        ] {
+            if there {
+                text.push_str(", ");
+                text.push_str(name);
+            }
+        }
+        text
+    }
+
+    fn add_listener(&mut self, listener: TcpListener) -> io::Result<ListenerId> {
+        let id = u16::try_from(self.listeners.len())
+            .map_err(|_| io::Error::other("too many listeners over time"))?;
+        // For turning peers away, which must not block.
+        listener.set_nonblocking(true)?;
+        self.listeners.push(Some(Listener {
+            socket: listener,
+            armed: None,
+            no_descriptors: false,
+            resting_until: None,
+        }));
+        Ok(ListenerId(id))
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) {
+        let index = usize::from(id.0);
+        let Some(listener) = self.listeners.get_mut(index).and_then(Option::take) else { return };
+        if let Some(kind) = listener.armed {
+            let token = |kind| Token::plain(kind, u32::from(id.0));
+            self.push(Op::cancel(token(kind), token(KIND_CANCEL_ACCEPT)));
+        }
+    }
+
+    fn add_socket(&mut self, conn: ConnId, socket: OwnedFd) -> io::Result<()> {
+        self.conns.insert(
+            conn,
+            Conn {
+                socket,
+                recv: Recv::Idle,
+                recv_cancelled: false,
+                send: Send::Idle,
+                fin_wanted: false,
+                closing: false,
+            },
+        );
+        Ok(())
+    }
+
+    fn recv(&mut self, conn: ConnId, mode: RecvMode) {
+        let Some(state) = self.open_mut(conn) else { return };
+        assert!(state.recv == Recv::Idle, "invariant: one receive in flight per connection");
+        self.start_recv(conn, mode);
+    }
+
+    fn cancel_recv(&mut self, conn: ConnId) {
+        let Some(state) = self.open_mut(conn) else { return };
+        if state.recv == Recv::Idle || state.recv_cancelled {
+            return;
+        }
+        state.recv_cancelled = true;
+        if matches!(state.recv, Recv::Starved(_)) {
+            self.cancelled.push(conn);
+        } else {
+            self.push_cancel(conn, KIND_RECV);
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, buf: OutBuf) {
+        let Some(state) = self.open_mut(conn) else { return };
+        assert!(state.send == Send::Idle, "invariant: one send in flight per connection");
+        if buf.is_empty() {
+            state.send = Send::Empty;
+            self.empty_sends.push((conn, buf));
+            return;
+        }
+        let gather =
+            (!buf.is_contiguous()).then(|| self.spare_gathers.pop().unwrap_or_else(Gather::new));
+        let key = self.sends.insert(SendOp::new(buf, gather)) as u32;
+        self.conns.get_mut(conn).expect("invariant: found above").send = Send::InFlight(key);
+        self.start_send(conn, key);
+    }
+
+    fn shutdown_write(&mut self, conn: ConnId) {
+        let Some(state) = self.open_mut(conn) else { return };
+        if matches!(state.send, Send::InFlight(_)) {
+            state.fin_wanted = true;
+        } else {
+            socket::shutdown_write(&state.socket);
+        }
+    }
+
+    /// An operation in flight holds the file, so closing the descriptor alone would send no FIN.
+    /// The shutdown sends it and ends both operations; cancelling catches what it might not.
+    fn close(&mut self, conn: ConnId) {
+        let Some(state) = self.open_mut(conn) else { return };
+        state.closing = true;
+        if matches!(state.recv, Recv::Starved(_)) {
+            state.recv = Recv::Idle;
+        }
+        if state.is_idle() {
+            self.closed.push(conn);
+            return;
+        }
+        let _ = rustix::net::shutdown(&state.socket, Shutdown::Both);
+        let recv = matches!(state.recv, Recv::InFlight(_)) && !state.recv_cancelled;
+        let send = matches!(state.send, Send::InFlight(_));
+        if recv {
+            self.push_cancel(conn, KIND_RECV);
+        }
+        if send {
+            self.push_cancel(conn, KIND_SEND);
+        }
+    }
+
+    fn detach(&mut self, conn: ConnId) -> Option<OwnedFd> {
+        let state = self.open_mut(conn)?;
+        if state.recv != Recv::Idle || state.send != Send::Idle {
+            return None;
+        }
+        Some(self.conns.remove(conn)?.socket)
+    }
+
+    fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let before = completions.len();
+        self.finish_deferred(completions);
+        self.buffers.publish();
+        self.feed_starved();
+        let rested = self.arm_listeners();
+        let busy = completions.len() > before || self.must_not_wait();
+        let (wait, timeout) = match (wait, rested) {
+            _ if busy => (false, None),
+            (Wait::None, _) => (false, None),
+            (Wait::Forever, None) => (true, None),
+            (Wait::Until(time), None) | (Wait::Forever, Some(time)) => {
+                let left = time.since(clock::now());
+                (!left.is_zero(), Some(left))
+            }
+            (Wait::Until(a), Some(b)) => {
+                let left = a.min(b).since(clock::now());
+                (!left.is_zero(), Some(left))
+            }
+        };
+        self.counters.enters += 1;
+        self.ring.enter(wait, timeout)?;
+        self.counters.overflow += u64::from(self.ring.overflown());
+        let mut reaped = std::mem::take(&mut self.reaped);
+        self.ring.reap(&mut reaped, COMPLETIONS_PER_TICK);
+        for entry in reaped.drain(..) {
+            self.on_completion(&entry, completions);
+        }
+        self.reaped = reaped;
+        Ok(())
+    }
+
+    fn bytes(&self, buf: &RecvBuf) -> &[u8] {
+        self.buffers.bytes(buf)
+    }
+
+    fn release(&mut self, buf: RecvBuf) {
+        self.buffers.release(buf);
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn wake(&mut self, target: &Waker) {
+        self.counters.wakes_sent += 1;
+        let Some(ring) = target.ring() else { return target.wake() };
+        let known = self.targets.iter().position(|known| known.same(target));
+        let index = known.unwrap_or_else(|| {
+            self.targets.push(target.clone());
+            self.targets.len() - 1
+        });
+        let token = Token::plain(KIND_MESSAGE, index as u32);
+        self.push(Op::message(ring, Token::plain(KIND_WOKEN, 0), token));
+    }
+
+    fn set_quick_ack(&mut self, conn: ConnId, on: bool) {
+        if let Some(state) = self.open_mut(conn) {
+            socket::set_quick_ack(&state.socket, on);
+        }
+    }
+
+    fn counters(&self) -> IoCounters {
+        self.counters
+    }
+}
+
+impl Drop for Uring {
+    /// Ends everything in flight and waits until the kernel has said so: what it may still write
+    /// or read must not be freed.
+    fn drop(&mut self) {
+        self.waker.set_ring(None);
+        for index in 0..self.listeners.len() {
+            self.remove_listener(ListenerId(index as u16));
+        }
+        for conn in self.conns.ids() {
+            self.close(conn);
+        }
+        let patience = clock::now() + DROP_PATIENCE;
+        let mut ignored = Vec::new();
+        while !self.conns.is_empty() && clock::now() < patience {
+            if self.poll(Wait::Until(patience), &mut ignored).is_err() {
+                break;
+            }
+            ignored.clear();
+        }
+        if self.conns.is_empty() {
+            let _ = self.ring.submitter().unregister_buf_ring(ops::BUFFER_GROUP);
+        } else {
+            std::mem::forget(std::mem::take(&mut self.sends));
+            self.buffers.leak();
+        }
+    }
+}
