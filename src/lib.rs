@@ -4,6 +4,7 @@
 //! why. To learn the program, read [`shard::Shard::tick`] first: it is the event loop, and every
 //! other part hangs from it.
 
+pub mod bench;
 pub mod broker;
 pub mod buf;
 pub mod cli;

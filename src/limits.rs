@@ -109,6 +109,29 @@ pub const REPORT_WAIT: Duration = Duration::from_secs(1);
 /// Connections that the kernel holds for a listener until they are accepted.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
+/// Connections of one load generator.
+pub const BENCH_CLIENTS_MAX: usize = 60_000;
+/// Pairs of publisher and subscriber whose messages one load generator keeps account of.
+pub const BENCH_STREAMS_MAX: usize = 4_000_000;
+/// Largest message of the load generator, in bytes.
+pub const BENCH_PAYLOAD_MAX: usize = 16 * 1024 * 1024;
+/// Messages of one publisher that a closed loop has under way.
+pub const BENCH_WINDOW_MAX: u32 = 65_536;
+/// Longest measurement, and longest warm-up.
+pub const BENCH_DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Gaps in the sequence of one stream that are remembered, to tell late from repeated.
+pub const BENCH_GAPS_MAX: usize = 1024;
+/// Bytes waiting for one publisher's connection above which it publishes no further.
+pub const BENCH_OUT_BYTES_MARK: usize = 1024 * 1024;
+/// How long connecting and subscribing may take.
+pub const BENCH_SETUP: Duration = Duration::from_secs(60);
+/// Silence after which a closed loop gives up what is under way, and a drain is over.
+pub const BENCH_STALL: Duration = Duration::from_secs(1);
+/// How long the last messages may take to arrive.
+pub const BENCH_DRAIN: Duration = Duration::from_secs(10);
+/// How long closing may take.
+pub const BENCH_GOODBYE: Duration = Duration::from_secs(2);
+
 const _: () = {
     assert!(RECV_BUFFERS.is_power_of_two() && RECV_BUFFERS <= 32_768, "a provided-buffer ring");
     assert!(RING_ENTRIES.is_power_of_two());

@@ -1,6 +1,7 @@
 //! The commands: one file each, with its flags and what it does. This file is only the table.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod serve;
 
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Run the broker
     Serve(Box<serve::Flags>),
+    /// Put a load on a broker and say what it cost
+    Bench(bench::Flags),
 }
 
 /// Runs the command that the process was started with.
@@ -30,6 +33,7 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         None => serve::run_default(),
         Some(Command::Serve(flags)) => serve::run(*flags),
+        Some(Command::Bench(flags)) => bench::run(flags),
     }
 }
 
