@@ -44,6 +44,10 @@ pub const IN_FLIGHT_MAX: u16 = 1024;
 pub const QUEUE_LEN_MAX: usize = 100_000;
 /// Their bytes.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Answers of one shard that wait for a commit; beyond, publishers are not read.
+pub const PARKED_MAX: usize = 65_536;
+/// Wills of one shard that are due and not yet published; beyond, CONNECTs wait.
+pub const WILLS_DUE_MAX: usize = 4096;
 /// Topic aliases that a client may define on one connection.
 pub const TOPIC_ALIAS_MAX: u16 = 32;
 

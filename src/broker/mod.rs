@@ -1,4 +1,477 @@
 //! The MQTT state machine of one shard.
+//!
+//! [`Broker`] owns the sessions whose home this shard is, their connections' MQTT state, the
+//! subscriptions, this shard's part of the retained messages, and the timers. It is pure: time,
+//! packets and other shards' entries come in through the `handle_*` verbs; what must leave is
+//! appended to [`Broker::out`] and to the connections' outboxes, and the shard drains both at the
+//! end of its tick. It reads no clock, opens no socket, and no input makes it panic.
+//!
+//! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
+//! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
+//! (outbound), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
+//! `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
+//! `interest`, `retained`, `shared_sub` and `entry`.
+//!
+//! Invariants: a client id has at most one session here, and a session at most one connection; a
+//! connection that is closing has no session; everything dropped has a counter in [`Stats`].
 #![forbid(unsafe_code)]
 
+pub mod auth;
+pub mod change;
+pub(crate) mod conn;
+mod connect;
+pub(crate) mod deliver;
+pub(crate) mod entry;
+pub(crate) mod inflight;
+pub(crate) mod interest;
+pub(crate) mod message;
+mod publish;
+pub(crate) mod queue;
+pub(crate) mod retained;
+pub(crate) mod route;
+pub(crate) mod session;
+pub(crate) mod shared_sub;
+pub mod stats;
+pub(crate) mod subscribe;
+pub(crate) mod timers;
 pub mod topic_tree;
+pub(crate) mod will;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use crate::buf::OutBuf;
+use crate::clock::Time;
+use crate::codec::mqtt::{DecodeError, Packet, QoS, ReasonCode};
+use crate::ids::{ConnId, PlacementKey, ShardId, ShardSet};
+use crate::limits;
+
+pub use auth::{Auth, Decision};
+pub use change::Change;
+pub use stats::Stats;
+
+/// What the operator decides about MQTT. Defaults are [`limits`]'.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Highest QoS that is accepted and granted.
+    pub maximum_qos: QoS,
+    /// Whether retained messages are supported.
+    pub retain_available: bool,
+    /// Whether filters may have wildcards.
+    pub wildcard_subscriptions: bool,
+    /// Whether subscriptions may carry an identifier.
+    pub subscription_identifiers: bool,
+    /// Whether shared subscriptions are supported.
+    pub shared_subscriptions: bool,
+    /// Largest packet accepted after CONNECT, fixed header included, in bytes.
+    pub maximum_packet_size: u32,
+    /// QoS 1 and 2 publications that a client may have unacknowledged.
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 messages that we have unacknowledged towards one client, whatever it allows.
+    pub in_flight_max: u16,
+    /// Topic aliases that a client may define.
+    pub topic_alias_maximum: u16,
+    /// Longest session expiry interval granted, in seconds; `u32::MAX` is "for ever".
+    pub session_expiry_max_secs: u32,
+    /// Longest keep alive granted, in seconds; 0 is "no cap".
+    pub keep_alive_max_secs: u16,
+    /// Whether a 3.1.1 or 5.0 client may leave the client id to us.
+    pub assign_client_ids: bool,
+    /// Messages queued behind the in-flight window of one session.
+    pub queue_len_max: usize,
+    /// Their bytes.
+    pub queue_bytes_max: usize,
+    /// Subscriptions of one session.
+    pub subscriptions_max: usize,
+    /// Bytes waiting for one connection above which QoS 0 messages for it are dropped.
+    pub outbox_bytes_max: usize,
+    /// This shard's share of the memory for stored messages, in bytes.
+    pub memory_budget: usize,
+    /// Whether durable state is recorded as [`Change`]s, and answers wait for their commit.
+    pub record_changes: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            maximum_qos: QoS::ExactlyOnce,
+            retain_available: true,
+            wildcard_subscriptions: true,
+            subscription_identifiers: true,
+            shared_subscriptions: true,
+            maximum_packet_size: limits::PACKET_SIZE_DEFAULT as u32,
+            receive_maximum: limits::RECEIVE_MAXIMUM,
+            in_flight_max: limits::IN_FLIGHT_MAX,
+            topic_alias_maximum: limits::TOPIC_ALIAS_MAX,
+            session_expiry_max_secs: u32::MAX,
+            keep_alive_max_secs: 0,
+            assign_client_ids: true,
+            queue_len_max: limits::QUEUE_LEN_MAX,
+            queue_bytes_max: limits::QUEUE_BYTES_MAX,
+            subscriptions_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
+            outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
+            memory_budget: limits::MEMORY_BUDGET_DEFAULT,
+            record_changes: false,
+        }
+    }
+}
+
+/// How a connection came in; [`Accepted::at`] decides which of two connections of one client is
+/// the newer (SHARDS.md H3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// When the kernel gave it to us, on whichever shard.
+    pub at: Time,
+    /// Which listener, as the configuration numbers them.
+    pub listener: u16,
+    /// The other end.
+    pub peer: Option<SocketAddr>,
+}
+
+/// The bytes that a packet was decoded from.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// Their number, fixed header included.
+    pub len: usize,
+    /// The frame, exactly, when it was received into a buffer of its own: its payload can then be
+    /// shared between receivers and kept, without a copy.
+    pub shared: Option<&'a Bytes>,
+}
+
+/// What the shard does after a packet was handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Step {
+    /// Go on with the next packet.
+    Next,
+    /// It was not consumed: offer it again after a resume, and nothing before it.
+    Wait,
+    /// It was consumed; parse no further until a resume.
+    Pause,
+    /// It was consumed; parse nothing more of this connection, ever.
+    Close,
+}
+
+/// Why a connection is gone, as the shard saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disconnection {
+    /// The peer ended its stream.
+    Eof,
+    /// The socket failed.
+    Error,
+    /// We closed it, as [`Outputs::close`] asked or for a reason of the shard's own.
+    Closed,
+}
+
+/// Entries for one shard, in order. Small payloads stand in the bytes, large ones beside them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Encoded by `entry`.
+    pub bytes: Vec<u8>,
+    /// Large payloads, in the order in which the entries name them.
+    pub shared: Vec<Bytes>,
+}
+
+impl Batch {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Empties it and keeps its memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.shared.clear();
+    }
+}
+
+/// What must leave; the shard drains each list once per tick.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// Connections whose outbox went from empty to not empty.
+    pub dirty: Vec<ConnId>,
+    /// Connections to flush, shut down and close.
+    pub close: Vec<ConnId>,
+    /// Connections to parse on.
+    pub resume: Vec<ConnId>,
+    /// One per shard; this shard's own stays empty.
+    pub batches: Vec<Batch>,
+    /// Durable changes, in the order of their numbers.
+    pub changes: Vec<Change>,
+}
+
+impl Outputs {
+    /// Whether there is nothing to drain.
+    pub fn is_empty(&self) -> bool {
+        self.dirty.is_empty()
+            && self.close.is_empty()
+            && self.resume.is_empty()
+            && self.changes.is_empty()
+            && self.batches.iter().all(Batch::is_empty)
+    }
+}
+
+/// Which shard this is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) shard: ShardId,
+    pub(crate) shards: usize,
+    pub(crate) key: PlacementKey,
+}
+
+/// "Not now": something that moves without any client's help (a lane, a commit, an answer) has to
+/// move first (SHARDS.md L6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wait;
+
+/// One shard's MQTT state.
+#[derive(Debug)]
+pub struct Broker {
+    /// What must leave.
+    pub out: Outputs,
+    pub(crate) config: Config,
+    pub(crate) place: Place,
+    pub(crate) auth: Auth,
+    pub(crate) conns: conn::Conns,
+    pub(crate) sessions: session::Sessions,
+    pub(crate) messages: message::Messages,
+    pub(crate) variants: deliver::Variants,
+    pub(crate) publishing: publish::Publishing,
+    pub(crate) wills: will::Wills,
+    pub(crate) timers: timers::Timers,
+    pub(crate) changes: change::Changes,
+    pub(crate) assigner: connect::Assigner,
+    pub(crate) stats: Stats,
+    pub(crate) interest: interest::Interest,
+    pub(crate) retained: retained::Retained,
+    pub(crate) shared_subs: shared_sub::SharedSubs,
+    pub(crate) subscribing: subscribe::Subscribing,
+    pub(crate) routing: route::Routing,
+}
+
+impl Broker {
+    /// An empty broker for shard `shard` of `shards`. `seed` keys its hash tables and the client
+    /// ids that it assigns; `placement` says where sessions and retained messages live.
+    pub fn new(
+        config: Config,
+        shard: ShardId,
+        shards: usize,
+        placement: PlacementKey,
+        seed: u64,
+    ) -> Self {
+        assert!(shard.index() < shards && shards <= limits::SHARDS_MAX, "one of its shards");
+        let place = Place { shard, shards, key: placement };
+        let mut out = Outputs::default();
+        out.batches.resize_with(shards, Batch::default);
+        Self {
+            out,
+            place,
+            auth: Auth::default(),
+            conns: conn::Conns::default(),
+            sessions: session::Sessions::new(seed),
+            messages: message::Messages::default(),
+            variants: deliver::Variants::default(),
+            publishing: publish::Publishing::default(),
+            wills: will::Wills::default(),
+            timers: timers::Timers::default(),
+            changes: change::Changes::new(place.shard, config.record_changes),
+            assigner: connect::Assigner::new(seed),
+            stats: Stats::default(),
+            interest: interest::Interest::new(place, seed),
+            retained: retained::Retained::new(place, seed),
+            shared_subs: shared_sub::SharedSubs::new(place, seed),
+            subscribing: subscribe::Subscribing::new(place, seed),
+            routing: route::Routing::new(place, seed),
+            config,
+        }
+    }
+
+    /// Replaces who decides about connections and topics.
+    pub fn set_auth(&mut self, auth: Auth) {
+        self.auth = auth;
+    }
+
+    /// A connection is at home. Its CONNECT comes next.
+    pub fn handle_open(&mut self, now: Time, conn: ConnId, accepted: Accepted) {
+        self.conns.open(now, conn, accepted);
+        self.stats.connections_opened += 1;
+    }
+
+    /// One packet of a connection, decoded from `frame`.
+    pub fn handle_packet(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        packet: &Packet<'_>,
+        frame: Frame<'_>,
+    ) -> Step {
+        let Some(state) = self.conns.hear(conn, now) else { return Step::Close };
+        match (state, packet) {
+            (conn::State::Online, _) => {}
+            (conn::State::Opened, Packet::Connect(connect)) => {
+                return self.on_connect(now, conn, connect, frame.len);
+            }
+            // [MQTT-3.1.0-1]: before CONNACK there is nothing to say; it is just closed.
+            (conn::State::Opened | conn::State::Deciding, _) => {
+                self.stats.protocol_errors += 1;
+                return self.close_silently(now, conn);
+            }
+            (conn::State::Closing | conn::State::Free, _) => return Step::Close,
+        }
+        let step = match packet {
+            Packet::Publish(publish) => self.on_publish(now, conn, publish, frame),
+            Packet::PubAck(ack) => self.on_puback(now, conn, ack),
+            Packet::PubRec(ack) => self.on_pubrec(now, conn, ack),
+            Packet::PubRel(ack) => self.on_pubrel(conn, ack),
+            Packet::PubComp(ack) => self.on_pubcomp(now, conn, ack),
+            Packet::Subscribe(subscribe) => subscribe::on_subscribe(self, now, conn, subscribe),
+            Packet::Unsubscribe(unsub) => subscribe::on_unsubscribe(self, now, conn, unsub),
+            Packet::PingReq => self.on_pingreq(conn),
+            Packet::Disconnect(disconnect) => self.on_disconnect(now, conn, disconnect),
+            Packet::Auth(auth) => self.on_auth(now, conn, auth),
+            // A second CONNECT [MQTT-3.1.0-2], or what only a server sends.
+            Packet::Connect(_)
+            | Packet::ConnAck(_)
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::PingResp => self.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR),
+        };
+        match step {
+            Step::Wait => self.conns.set_waiting(conn),
+            _ => {
+                self.stats.packets_in += 1;
+                self.stats.bytes_in += frame.len as u64;
+            }
+        }
+        step
+    }
+
+    /// The bytes of a connection are no packet: it is told why, as its version allows, and closed.
+    pub fn handle_decode_error(&mut self, now: Time, conn: ConnId, error: &DecodeError) -> Step {
+        self.stats.count_decode_error(error);
+        match self.conns.state(conn) {
+            Some(conn::State::Opened) => self.refuse_undecoded(now, conn, error),
+            Some(conn::State::Online) => self.disconnect(now, conn, error.reason),
+            _ => Step::Close,
+        }
+    }
+
+    /// The network connection is gone. Idempotent; afterwards its slot may be opened again.
+    pub fn handle_closed(&mut self, now: Time, conn: ConnId, how: Disconnection) {
+        self.on_closed(now, conn, how);
+    }
+
+    /// `bytes` of what this connection's outbox held have been sent.
+    pub fn handle_sent(&mut self, now: Time, conn: ConnId, bytes: usize) {
+        if let Some(session) = self.conns.sent(conn, bytes) {
+            self.pump(now, session);
+        }
+    }
+
+    /// Everything that another shard said in one parcel.
+    pub fn handle_entries(&mut self, now: Time, from: ShardId, batch: &Batch) {
+        route::on_batch(self, now, from, batch);
+    }
+
+    /// The lanes whose spill is above the mark now. Whoever waited for one that no longer is goes
+    /// on.
+    pub fn handle_lanes(&mut self, now: Time, full: ShardSet) {
+        if route::set_full_lanes(self, full) {
+            self.handle_progress(now);
+        }
+    }
+
+    /// Something that sources wait for has moved: all of them try again.
+    pub(crate) fn handle_progress(&mut self, now: Time) {
+        self.run_committed(now);
+        self.run_due_wills(now);
+        self.conns.resume_waiting(now, &mut self.out.resume);
+    }
+
+    /// All deadlines up to `now`, a bounded number per call.
+    pub fn handle_timeouts(&mut self, now: Time) {
+        self.wills.start_tick();
+        self.run_due_wills(now);
+        self.run_timers(now);
+    }
+
+    /// When [`Broker::handle_timeouts`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.wills.is_ready() { Some(Time::ZERO) } else { self.timers.next_deadline() }
+    }
+
+    /// All changes with numbers up to `change` are durable.
+    pub fn handle_committed(&mut self, now: Time, change: u64) {
+        self.changes.committed(change);
+        self.run_committed(now);
+        self.conns.resume_waiting(now, &mut self.out.resume);
+    }
+
+    /// The decision that [`Decision::Later`] announced. A connection that is gone is ignored.
+    pub fn handle_connect_decision(&mut self, now: Time, conn: ConnId, decision: Decision) {
+        self.on_connect_decision(now, conn, decision);
+    }
+
+    /// The end (SHARDS.md section 7): every connection is told and closed; no Will is published.
+    pub fn handle_shutdown(&mut self, now: Time) {
+        self.on_shutdown(now);
+    }
+
+    /// Closes a connection by the operator's will (or the shard's), with a reason for 5.0 clients.
+    pub fn handle_kick(&mut self, now: Time, conn: ConnId, reason: ReasonCode) {
+        if self.conns.state(conn).is_some() {
+            let _ = self.disconnect(now, conn, reason);
+        }
+    }
+
+    /// The live connection of this client's session: what was read of it is to be processed before
+    /// a takeover (SHARDS.md H4).
+    pub fn owner_of(&self, client_id: &str) -> Option<ConnId> {
+        self.sessions.find(client_id).and_then(|key| self.sessions.get(key)).and_then(|s| s.conn)
+    }
+
+    /// Largest frame that this connection may send now, fixed header included.
+    pub fn packet_size_max(&self, conn: ConnId) -> usize {
+        match self.conns.state(conn) {
+            Some(conn::State::Online) => self.config.maximum_packet_size as usize,
+            _ => limits::CONNECT_SIZE_MAX.min(self.config.maximum_packet_size as usize),
+        }
+    }
+
+    /// The protocol version of this connection, once its CONNECT was read.
+    pub fn version_of(&self, conn: ConnId) -> Option<crate::codec::mqtt::Version> {
+        self.conns.get(conn).and_then(conn::Conn::known_version)
+    }
+
+    /// The bytes that wait for this connection. The shard takes them away when it flushes, and
+    /// reports them with [`Broker::handle_sent`] when they have left.
+    pub fn outbox(&mut self, conn: ConnId) -> &mut OutBuf {
+        self.conns.outbox(conn)
+    }
+
+    /// What has happened so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Connections between CONNACK and their end.
+    pub fn online(&self) -> usize {
+        self.conns.online_count()
+    }
+
+    /// Sessions, connected or not.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Bytes that stored messages hold.
+    pub fn message_bytes(&self) -> usize {
+        self.messages.bytes()
+    }
+}

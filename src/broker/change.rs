@@ -1,0 +1,366 @@
+//! What must survive a restart, and the answers that wait until it does.
+//!
+//! A durable session, a retained message and what happens to them is said in [`Record`]s, each
+//! with the next number of this shard. The shard hands them to the journal and reports how far it
+//! has come with [`Broker::handle_committed`]. Answers that promise something are parked until
+//! then, in one queue in the order of their numbers, so that the answers of each connection leave
+//! in the order of its packets (SHARDS.md H7). A parked answer names the connection that asked: to
+//! a later one of the same session it says nothing (J5).
+//!
+//! With `record_changes` off, nothing is recorded, and nothing is ever parked.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock::Time;
+use crate::codec::mqtt::{Ack, Packet, PacketId, QoS, ReasonCode};
+use crate::ids::{ConnId, ShardId};
+use crate::limits::PARKED_MAX;
+
+use super::conn::State;
+use super::deliver::Publication;
+use super::message::{MessageId, MessageKey};
+use super::route;
+use super::session::SessionKey;
+use super::{Broker, Wait};
+
+/// One durable change of this shard's state.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its place among this shard's changes, from 1.
+    pub number: u64,
+    /// What changed.
+    pub record: Record,
+}
+
+/// What changed. The fold over all of them is the durable state (SHARDS.md section 5).
+#[derive(Clone, Debug)]
+pub enum Record {
+    /// PUB: a message with a durable receiver, or a retained one.
+    Publish {
+        /// Its name from here on.
+        message: MessageId,
+        /// The publisher's client id.
+        publisher: Rc<str>,
+        /// Of a QoS 2 publication: live until [`Record::Released`].
+        packet_id: Option<PacketId>,
+        /// Topic Name.
+        topic: Box<str>,
+        /// Properties as `append_forwarded` wrote them.
+        forwarded: Box<[u8]>,
+        /// The payload.
+        payload: Bytes,
+        /// As published.
+        qos: QoS,
+        /// As published.
+        retain: bool,
+        /// When it expires.
+        deadline: Option<Time>,
+        /// It is this client's Will, which is fired with it.
+        is_will: bool,
+    },
+    /// SESSION: it exists, with this expiry; `ends_at` is set while it has no connection.
+    Session {
+        /// Whose.
+        client_id: Rc<str>,
+        /// Session Expiry Interval in seconds.
+        expiry_secs: u32,
+        /// When it ends, unless a connection comes.
+        ends_at: Option<Time>,
+    },
+    /// SESSION: it is over, with all that it held.
+    SessionEnded {
+        /// Whose.
+        client_id: Rc<str>,
+    },
+    /// SUB: a subscription has begun or has changed.
+    Subscribe {
+        /// Whose.
+        client_id: Rc<str>,
+        /// With `$share/name/`, if it is shared.
+        filter: Box<str>,
+        /// Subscription Options as in SUBSCRIBE.
+        options: u8,
+        /// Subscription Identifier.
+        subscription_id: Option<u32>,
+    },
+    /// UNSUB: a subscription has ended.
+    Unsubscribe {
+        /// Whose.
+        client_id: Rc<str>,
+        /// As in [`Record::Subscribe`].
+        filter: Box<str>,
+    },
+    /// WILL: set.
+    WillSet {
+        /// Whose.
+        client_id: Rc<str>,
+        /// Topic Name.
+        topic: Box<str>,
+        /// Properties as `append_forwarded` wrote them.
+        forwarded: Box<[u8]>,
+        /// The payload.
+        payload: Bytes,
+        /// To be published with.
+        qos: QoS,
+        /// To be published with.
+        retain: bool,
+        /// Will Delay Interval in seconds.
+        delay_secs: u32,
+        /// Message Expiry Interval in seconds.
+        expiry_secs: Option<u32>,
+    },
+    /// WILL: deleted without being published.
+    WillDeleted {
+        /// Whose.
+        client_id: Rc<str>,
+    },
+    /// ASSIGN: a QoS 2 message is sent to this client under this packet id.
+    Assign {
+        /// To whom.
+        client_id: Rc<str>,
+        /// Under which packet id.
+        packet_id: PacketId,
+        /// Which message; None for one that no journal holds.
+        message: Option<MessageId>,
+    },
+    /// RECEIVED: PUBREC came for it.
+    Received {
+        /// From whom.
+        client_id: Rc<str>,
+        /// For which packet id.
+        packet_id: PacketId,
+    },
+    /// ACKED: a QoS 1 message is done with for this client.
+    Acked {
+        /// By whom.
+        client_id: Rc<str>,
+        /// Which message; None for one that no journal holds.
+        message: Option<MessageId>,
+    },
+    /// DONE: PUBCOMP came, or an end without it.
+    Done {
+        /// From whom.
+        client_id: Rc<str>,
+        /// For which packet id.
+        packet_id: PacketId,
+    },
+    /// RELEASED: PUBREL came; the publisher's packet id is free.
+    Released {
+        /// From whom.
+        client_id: Rc<str>,
+        /// For which packet id.
+        packet_id: PacketId,
+    },
+    /// GROUPACK: a shared subscription's group is done with a message.
+    GroupAck {
+        /// `share name/filter`.
+        group: Box<str>,
+        /// Which message.
+        message: MessageId,
+    },
+}
+
+/// What happens when a change is committed.
+#[derive(Debug)]
+pub(crate) enum Parked {
+    /// PUBACK.
+    PubAck(PacketId, ReasonCode),
+    /// PUBREC.
+    PubRec(PacketId, ReasonCode),
+    /// PUBCOMP.
+    PubComp(PacketId, ReasonCode),
+    /// A QoS 2 publication is forwarded, then PUBREC (J2). It is, also when its publisher is gone.
+    Forward { message: MessageKey, packet_id: PacketId, session: SessionKey },
+    /// PUBLISH towards a client (J3).
+    Publish { session: SessionKey, packet_id: PacketId },
+    /// PUBREL towards a client (J3).
+    PubRel { session: SessionKey, packet_id: PacketId },
+    /// CONNACK and what follows it (H5).
+    ConnAck,
+    /// A packet that is encoded already, in the version of its connection: SUBACK, UNSUBACK; then
+    /// the connection is parsed on if it was paused.
+    Encoded(Box<[u8]>),
+}
+
+impl Parked {
+    /// Whether it is one of the answers that leave in the order of their PUBLISHes.
+    fn is_ordered(&self) -> bool {
+        matches!(self, Self::PubAck(..) | Self::PubRec(..) | Self::Forward { .. })
+    }
+}
+
+/// The numbers, and what waits for them.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    enabled: bool,
+    shard: ShardId,
+    last: u64,
+    committed: u64,
+    messages: u64,
+    /// Ascending by number.
+    parked: VecDeque<(u64, ConnId, Parked)>,
+}
+
+impl Changes {
+    pub(crate) fn new(shard: ShardId, enabled: bool) -> Self {
+        Self { enabled, shard, last: 0, committed: 0, messages: 0, parked: VecDeque::new() }
+    }
+
+    /// Whether durable state is recorded at all.
+    #[inline]
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Says a change; its number.
+    pub(crate) fn record(&mut self, changes: &mut Vec<Change>, record: Record) -> u64 {
+        debug_assert!(self.enabled);
+        self.last += 1;
+        changes.push(Change { number: self.last, record });
+        self.last
+    }
+
+    /// Names a message of this shard's publishers.
+    pub(crate) fn next_message_id(&mut self) -> MessageId {
+        self.messages += 1;
+        let id = (self.shard.index() as u64) << 56 | self.messages;
+        MessageId(NonZeroU64::new(id).expect("invariant: counted from 1"))
+    }
+
+    pub(crate) fn committed(&mut self, change: u64) {
+        self.committed = self.committed.max(change);
+    }
+
+    /// The number of the last change, if it is not committed yet: who waits for it waits for all.
+    pub(crate) fn pending(&self) -> Option<u64> {
+        (self.last > self.committed).then_some(self.last)
+    }
+
+    /// Whether a publisher has to wait before it may park one more answer.
+    pub(crate) fn is_full(&self) -> bool {
+        self.parked.len() >= PARKED_MAX
+    }
+
+    /// Parks behind what is parked already. Answers to PUBLISH go
+    /// through [`Broker::answer_publish`].
+    pub(crate) fn park(&mut self, change: u64, conn: ConnId, parked: Parked) {
+        let change = self.parked.back().map_or(change, |(last, _, _)| change.max(*last));
+        self.parked.push_back((change, conn, parked));
+    }
+
+    fn front(&self) -> Option<&Parked> {
+        self.parked.front().filter(|(c, _, _)| *c <= self.committed).map(|(_, _, parked)| parked)
+    }
+}
+
+impl Broker {
+    /// Answers a PUBLISH: at once, unless `change` or an earlier answer of this connection is
+    /// awaited (SHARDS.md H7).
+    #[inline]
+    pub(crate) fn answer_publish(&mut self, conn: ConnId, change: Option<u64>, answer: Parked) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
+        if change.is_none() && state.parked == 0 {
+            self.send_parked(conn, &answer);
+            return;
+        }
+        state.parked += 1;
+        self.changes.park(change.unwrap_or(0), conn, answer);
+    }
+
+    /// Everything parked whose change is committed. A publication that has to wait for a lane
+    /// holds the rest back: order is kept.
+    pub(crate) fn run_committed(&mut self, now: Time) {
+        while let Some(front) = self.changes.front() {
+            if let Parked::Forward { message, .. } = front
+                && route::may_publish(self, self.messages.get(*message).topic()) == Err(Wait)
+            {
+                return;
+            }
+            let Some((_, conn, parked)) = self.changes.parked.pop_front() else { return };
+            if parked.is_ordered()
+                && let Some(state) = self.conns.get_mut(conn)
+            {
+                state.parked = state.parked.saturating_sub(1);
+            }
+            match parked {
+                Parked::Forward { message, packet_id, session } => {
+                    self.forward_committed(now, conn, message, packet_id, session);
+                }
+                Parked::Publish { session, packet_id } => self.on_assigned(now, session, packet_id),
+                Parked::PubRel { session, packet_id } => self.on_received(session, packet_id),
+                Parked::ConnAck => self.on_connect_committed(now, conn),
+                Parked::Encoded(bytes) => {
+                    self.write_encoded(conn, &bytes);
+                    self.resume(now, conn);
+                }
+                answer => self.send_parked(conn, &answer),
+            }
+        }
+    }
+
+    /// Writes an answer. Only to the connection that asked, as long as it is the session's.
+    fn send_parked(&mut self, conn: ConnId, answer: &Parked) {
+        if self.conns.state(conn) != Some(State::Online) {
+            return;
+        }
+        let packet = match *answer {
+            Parked::PubAck(id, reason) => Packet::PubAck(Ack::new(id, reason)),
+            Parked::PubRec(id, reason) => Packet::PubRec(Ack::new(id, reason)),
+            Parked::PubComp(id, reason) => Packet::PubComp(Ack::new(id, reason)),
+            _ => return,
+        };
+        // A QoS 1 publication and a refused QoS 2 one are over now; the others at PUBCOMP.
+        let is_over = match *answer {
+            Parked::PubRec(_, reason) => reason.is_error(),
+            Parked::PubComp(..) => false,
+            _ => true,
+        };
+        if is_over && let Some(state) = self.conns.get_mut(conn) {
+            state.inbound_used = state.inbound_used.saturating_sub(1);
+        }
+        self.write(conn, &packet);
+    }
+
+    fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.state == State::Online && bytes.len() <= conn.packet_size_max as usize {
+            conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
+            self.stats.packets_out += 1;
+            self.stats.bytes_out += bytes.len() as u64;
+        }
+    }
+
+    /// A QoS 2 publication whose record is committed goes to its receivers (SHARDS.md J2).
+    fn forward_committed(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        message: MessageKey,
+        packet_id: PacketId,
+        session: SessionKey,
+    ) {
+        let stored = self.messages.take(message);
+        let publisher = stored.publisher.clone().unwrap_or_default();
+        let mut publication = Publication {
+            topic: stored.topic(),
+            payload: stored.payload(),
+            qos: stored.qos,
+            retain: stored.retain,
+            deadline: stored.deadline,
+            forwarded: stored.forwarded(),
+            publisher: Some(session),
+            publisher_id: &publisher,
+            id: stored.id,
+            memo: super::deliver::Memo::default(),
+        };
+        let receivers = self.route(now, &mut publication);
+        self.messages.give_back(message, stored);
+        let reason = self.receipt(conn, receivers);
+        self.send_parked(conn, &Parked::PubRec(packet_id, reason));
+    }
+}

@@ -1,0 +1,338 @@
+//! The connections of one shard, as MQTT sees them.
+//!
+//! Owns the table of [`Conn`]s (slot = [`ConnId::index`], generation checked) with their outboxes.
+//! Invariants: a slot is used again only after the shard has said that it is closed; what is
+//! written to a connection that is closing is dropped; `unsent` counts every byte that was
+//! appended and not yet reported as sent, wherever it stands.
+#![forbid(unsafe_code)]
+
+use crate::buf::OutBuf;
+use crate::clock::Time;
+use crate::codec::mqtt::{Packet, Version};
+use crate::ids::ConnId;
+
+use super::connect::Connecting;
+use super::session::SessionKey;
+use super::timers::TimerKey;
+use super::{Accepted, Broker, Outputs, Stats};
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The slot is not in use.
+    #[default]
+    Free,
+    /// It waits for CONNECT.
+    Opened,
+    /// CONNECT was read; a decision or a commit is awaited, and nothing was answered.
+    Deciding,
+    /// It has its CONNACK and a session.
+    Online,
+    /// Its last bytes are in the outbox; it has no session.
+    Closing,
+}
+
+/// One connection. The parts that every message touches come first; the rest is boxed.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    generation: u32,
+    pub(crate) state: State,
+    version: Option<Version>,
+    /// It is in the list of those that [`Broker::handle_progress`] resumes, or paused.
+    waiting: bool,
+    paused: bool,
+    /// The client wants reasons and user properties on all packets.
+    pub(crate) problem_information: bool,
+    pub(crate) session: Option<SessionKey>,
+    /// Publications of this connection that wait for a commit, with their answers.
+    pub(crate) parked: u32,
+    /// Of those, QoS 2 that is not yet forwarded (SHARDS.md J2).
+    pub(crate) parked_forwards: u32,
+    /// QoS 1 and 2 publications of this connection without their last answer.
+    pub(crate) inbound_used: u32,
+    /// The client's Maximum Packet Size.
+    pub(crate) packet_size_max: u32,
+    /// The client's Receive Maximum, cut to our own bound.
+    pub(crate) window: u16,
+    outbox: OutBuf,
+    unsent: usize,
+    pub(crate) heard: Time,
+    pub(crate) keep_alive_timer: Option<TimerKey>,
+    /// Silence after which the client is gone, in milliseconds; 0 is never.
+    pub(crate) silence_max_ms: u32,
+    pub(crate) cold: Option<Box<Cold>>,
+}
+
+/// What few packets need.
+#[derive(Debug)]
+pub(crate) struct Cold {
+    pub(crate) accepted: Accepted,
+    /// While the decision is awaited.
+    pub(crate) connecting: Option<Box<Connecting>>,
+    /// The client's topic aliases, from 1.
+    pub(crate) aliases: Vec<Option<Box<str>>>,
+    /// Session Expiry Interval of the CONNECT: at DISCONNECT it may not grow from 0.
+    pub(crate) connect_expiry_secs: u32,
+    /// The client's Authentication Method.
+    pub(crate) authentication_method: Option<Box<str>>,
+}
+
+impl Default for Conn {
+    fn default() -> Self {
+        Self {
+            generation: 0,
+            state: State::Free,
+            version: None,
+            waiting: false,
+            paused: false,
+            problem_information: true,
+            session: None,
+            parked: 0,
+            parked_forwards: 0,
+            inbound_used: 0,
+            packet_size_max: u32::MAX,
+            window: 0,
+            outbox: OutBuf::new(),
+            unsent: 0,
+            heard: Time::ZERO,
+            keep_alive_timer: None,
+            silence_max_ms: 0,
+            cold: None,
+        }
+    }
+}
+
+impl Conn {
+    /// The version of its CONNECT; before that, 3.1.1 (nothing is written then).
+    pub(crate) fn version(&self) -> Version {
+        self.version.unwrap_or(Version::V311)
+    }
+
+    pub(crate) fn known_version(&self) -> Option<Version> {
+        self.version
+    }
+
+    pub(crate) fn set_version(&mut self, version: Version) {
+        self.version = Some(version);
+    }
+
+    /// Bytes appended and not yet sent.
+    pub(crate) fn unsent(&self) -> usize {
+        self.unsent
+    }
+
+    /// Whether the shard was told not to parse it for now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.waiting || self.paused
+    }
+
+    /// Appends to the outbox; `write` only ever appends.
+    #[inline]
+    pub(crate) fn append(
+        &mut self,
+        id: ConnId,
+        dirty: &mut Vec<ConnId>,
+        write: impl FnOnce(&mut OutBuf),
+    ) {
+        let before = self.outbox.len();
+        write(&mut self.outbox);
+        let added = self.outbox.len() - before;
+        if before == 0 && added > 0 {
+            dirty.push(id);
+        }
+        self.unsent += added;
+    }
+}
+
+/// All connections.
+#[derive(Debug, Default)]
+pub(crate) struct Conns {
+    conns: Vec<Conn>,
+    online: usize,
+    /// Those whose packet was answered with [`super::Step::Wait`].
+    waiting: Vec<ConnId>,
+    /// For [`Broker::outbox`] of a connection that is gone; always empty.
+    nowhere: OutBuf,
+}
+
+impl Conns {
+    pub(crate) fn open(&mut self, now: Time, id: ConnId, accepted: Accepted) {
+        let index = id.index as usize;
+        if index >= self.conns.len() {
+            self.conns.resize_with(index + 1, Conn::default);
+        }
+        let conn = &mut self.conns[index];
+        debug_assert_eq!(conn.state, State::Free, "a slot is opened after it was closed");
+        let cold = Cold {
+            accepted,
+            connecting: None,
+            aliases: Vec::new(),
+            connect_expiry_secs: 0,
+            authentication_method: None,
+        };
+        *conn = Conn {
+            generation: id.generation,
+            state: State::Opened,
+            heard: now,
+            cold: Some(Box::new(cold)),
+            ..Conn::default()
+        };
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, id: ConnId) -> Option<&Conn> {
+        self.conns
+            .get(id.index as usize)
+            .filter(|conn| conn.generation == id.generation && conn.state != State::Free)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.conns
+            .get_mut(id.index as usize)
+            .filter(|conn| conn.generation == id.generation && conn.state != State::Free)
+    }
+
+    pub(crate) fn state(&self, id: ConnId) -> Option<State> {
+        self.get(id).map(|conn| conn.state)
+    }
+
+    /// Notes that the client is alive.
+    #[inline]
+    pub(crate) fn hear(&mut self, id: ConnId, now: Time) -> Option<State> {
+        let conn = self.get_mut(id)?;
+        conn.heard = now;
+        Some(conn.state)
+    }
+
+    /// The state changes; counts those that are online.
+    pub(crate) fn set_state(&mut self, id: ConnId, state: State) {
+        let Some(conn) = self.get_mut(id) else { return };
+        let was_online = conn.state == State::Online;
+        conn.state = state;
+        let is_online = state == State::Online;
+        self.online = self.online + usize::from(is_online) - usize::from(was_online);
+    }
+
+    pub(crate) fn online_count(&self) -> usize {
+        self.online
+    }
+
+    /// The slot is free; returns the timer that was armed for it.
+    pub(crate) fn free(&mut self, id: ConnId) -> Option<TimerKey> {
+        self.set_state(id, State::Closing);
+        let conn = self.get_mut(id)?;
+        let timer = conn.keep_alive_timer.take();
+        *conn = Conn { generation: id.generation, ..Conn::default() };
+        timer
+    }
+
+    /// Remembers that its packet was not consumed.
+    pub(crate) fn set_waiting(&mut self, id: ConnId) {
+        if let Some(conn) = self.get_mut(id)
+            && !std::mem::replace(&mut conn.waiting, true)
+        {
+            self.waiting.push(id);
+        }
+    }
+
+    /// Remembers that it was paused, until [`Conns::resume`].
+    pub(crate) fn set_paused(&mut self, id: ConnId) {
+        if let Some(conn) = self.get_mut(id) {
+            conn.paused = true;
+        }
+    }
+
+    /// Ends a pause. While the broker does not read, keep alive does not run (SHARDS.md L7).
+    pub(crate) fn resume(&mut self, now: Time, id: ConnId, resume: &mut Vec<ConnId>) {
+        if let Some(conn) = self.get_mut(id)
+            && std::mem::replace(&mut conn.paused, false)
+        {
+            conn.heard = now;
+            resume.push(id);
+        }
+    }
+
+    /// All that wait try again.
+    pub(crate) fn resume_waiting(&mut self, now: Time, resume: &mut Vec<ConnId>) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for id in waiting.drain(..) {
+            if let Some(conn) = self.get_mut(id) {
+                conn.waiting = false;
+                conn.heard = now;
+                resume.push(id);
+            }
+        }
+        self.waiting = waiting;
+    }
+
+    /// Bytes have left; the session to pump, if it may have more and there is room now.
+    pub(crate) fn sent(&mut self, id: ConnId, bytes: usize) -> Option<SessionKey> {
+        let conn = self.get_mut(id)?;
+        debug_assert!(bytes <= conn.unsent, "no more is sent than was appended");
+        conn.unsent = conn.unsent.saturating_sub(bytes);
+        conn.session.filter(|_| conn.unsent < crate::limits::OUTBOX_BYTES_MARK)
+    }
+
+    pub(crate) fn outbox(&mut self, id: ConnId) -> &mut OutBuf {
+        let index = id.index as usize;
+        match self.conns.get(index) {
+            Some(conn) if conn.generation == id.generation => &mut self.conns[index].outbox,
+            _ => {
+                self.nowhere.clear();
+                &mut self.nowhere
+            }
+        }
+    }
+
+    /// Every connection that is not free.
+    pub(crate) fn ids(&self) -> Vec<ConnId> {
+        let id = |(index, conn): (usize, &Conn)| {
+            (conn.state != State::Free)
+                .then_some(ConnId { index: index as u32, generation: conn.generation })
+        };
+        self.conns.iter().enumerate().filter_map(id).collect()
+    }
+
+    /// Writes a packet, unless the client cannot take one of its size [MQTT-3.1.2-24]. Tells
+    /// whether it was written.
+    pub(crate) fn write(
+        &mut self,
+        id: ConnId,
+        packet: &Packet<'_>,
+        out: &mut Outputs,
+        stats: &mut Stats,
+    ) -> bool {
+        let Some(conn) = self.get_mut(id) else { return false };
+        if conn.state == State::Closing {
+            return false;
+        }
+        let version = conn.version();
+        let len = packet.encoded_len(version);
+        if len > conn.packet_size_max as usize {
+            stats.dropped_too_large += 1;
+            return false;
+        }
+        conn.append(id, &mut out.dirty, |outbox| packet.encode(version, outbox.tail()));
+        stats.packets_out += 1;
+        stats.bytes_out += len as u64;
+        true
+    }
+}
+
+impl Broker {
+    /// Writes a packet to a connection; one that is closing or gone gets nothing.
+    pub(crate) fn write(&mut self, conn: ConnId, packet: &Packet<'_>) -> bool {
+        self.conns.write(conn, packet, &mut self.out, &mut self.stats)
+    }
+
+    /// Parse no further, until [`Broker::resume`].
+    pub(crate) fn pause(&mut self, conn: ConnId) {
+        self.conns.set_paused(conn);
+    }
+
+    /// Ends a pause.
+    pub(crate) fn resume(&mut self, now: Time, conn: ConnId) {
+        self.conns.resume(now, conn, &mut self.out.resume);
+    }
+}

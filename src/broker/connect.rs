@@ -1,0 +1,639 @@
+//! From CONNECT to DISCONNECT: who a connection is, which session it gets, and how it ends.
+//!
+//! CONNECT is checked, decided about (`auth`), and then accepted: an older connection of the same
+//! client is told and closed, its session continued or ended, and CONNACK leaves when what it
+//! promises is committed (SHARDS.md H5). Every end of a connection comes through
+//! [`Broker::leave`], which takes its session away at that moment; the last bytes stay in the
+//! outbox for the shard to send.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::codec::mqtt::{
+    Auth, ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, QoS, ReasonCode,
+    Version,
+};
+use crate::ids::ConnId;
+
+use super::auth::{ConnectRequest, Decision};
+use super::change::{Parked, Record};
+use super::conn::State;
+use super::session::{NEVER, SessionKey};
+use super::timers::Due;
+use super::will::Will;
+use super::{Broker, Disconnection, Step, retained, subscribe};
+
+/// A CONNECT that was read, as long as it is not answered.
+#[derive(Debug)]
+pub(crate) struct Connecting {
+    version: Version,
+    client_id: Box<str>,
+    is_assigned: bool,
+    clean_start: bool,
+    keep_alive_secs: u16,
+    expiry_secs: u32,
+    receive_maximum: u16,
+    packet_size_max: u32,
+    problem_information: bool,
+    will: Option<Box<Will>>,
+    /// What CONNACK says, once that is known.
+    session_present: bool,
+}
+
+/// How a connection loses its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// The client said good-bye: its Will is deleted [MQTT-3.14.4-3].
+    Normal,
+    /// In any other way: its Will is published.
+    Lost,
+    /// A newer connection takes the session, or ends it when it starts clean.
+    TakenOver { clean_start: bool },
+    /// The broker stops: Wills stay where they are.
+    Shutdown,
+}
+
+/// Makes the client ids that the server assigns: a counter behind a mixer (SplitMix64), keyed.
+#[derive(Debug)]
+pub(crate) struct Assigner(u64);
+
+impl Assigner {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> String {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        format!("noctule-{:016x}", z ^ z >> 31)
+    }
+}
+
+impl Broker {
+    /// CONNECT (3.1), the first packet of a connection.
+    pub(super) fn on_connect(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        connect: &Connect<'_>,
+        len: usize,
+    ) -> Step {
+        if self.wills.is_full() {
+            self.conns.set_waiting(id);
+            return Step::Wait;
+        }
+        self.stats.packets_in += 1;
+        self.stats.bytes_in += len as u64;
+        let Some(conn) = self.conns.get_mut(id) else { return Step::Close };
+        conn.set_version(connect.version);
+        conn.packet_size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        let Some(accepted) = conn.cold.as_ref().map(|cold| cold.accepted) else {
+            return Step::Close;
+        };
+        if let Err(reason) = self.check_connect(connect) {
+            return self.refuse(now, id, reason);
+        }
+        let request = ConnectRequest {
+            conn: id,
+            accepted,
+            version: connect.version,
+            client_id: connect.client_id,
+            user_name: connect.user_name,
+            password: connect.password,
+        };
+        let decision = self.auth.connect(&request);
+        if let Decision::Refuse(reason) = decision {
+            return self.refuse(now, id, reason);
+        }
+        let connecting = Box::new(self.to_connecting(connect));
+        if decision == Decision::Accept {
+            return self.accept(now, id, connecting);
+        }
+        if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
+            cold.connecting = Some(connecting);
+        }
+        self.conns.set_state(id, State::Deciding);
+        self.pause(id);
+        Step::Pause
+    }
+
+    /// The decision that was announced for later.
+    pub(super) fn on_connect_decision(&mut self, now: Time, id: ConnId, decision: Decision) {
+        if self.conns.state(id) != Some(State::Deciding) || decision == Decision::Later {
+            return;
+        }
+        let Some(connecting) = self
+            .conns
+            .get_mut(id)
+            .filter(|conn| conn.session.is_none())
+            .and_then(|conn| conn.cold.as_mut())
+            .and_then(|cold| cold.connecting.take())
+        else {
+            return;
+        };
+        let step = match decision {
+            Decision::Refuse(reason) => self.refuse(now, id, reason),
+            _ => self.accept(now, id, connecting),
+        };
+        if step == Step::Next {
+            self.resume(now, id);
+        }
+    }
+
+    /// What a CONNECT may not ask of this server.
+    fn check_connect(&self, connect: &Connect<'_>) -> Result<(), ReasonCode> {
+        let may_be_empty = match connect.version {
+            Version::V31 => false,
+            // [MQTT-3.1.3-8 of 3.1.1]: without an id there is no state to come back to.
+            Version::V311 => connect.clean_start && self.config.assign_client_ids,
+            Version::V5 => self.config.assign_client_ids,
+        };
+        if connect.client_id.is_empty() && !may_be_empty {
+            return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
+        }
+        if let Some(will) = &connect.will {
+            // [MQTT-3.2.2-12], [MQTT-3.2.2-13]
+            if will.qos > self.config.maximum_qos {
+                return Err(ReasonCode::QOS_NOT_SUPPORTED);
+            }
+            if will.retain && !self.config.retain_available {
+                return Err(ReasonCode::RETAIN_NOT_SUPPORTED);
+            }
+        }
+        // [MQTT-4.12.0-1]: no method is supported yet.
+        if connect.properties.authentication_method.is_some() {
+            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD);
+        }
+        Ok(())
+    }
+
+    fn to_connecting(&mut self, connect: &Connect<'_>) -> Connecting {
+        let properties = &connect.properties;
+        let is_assigned = connect.client_id.is_empty();
+        let client_id =
+            if is_assigned { self.assign_client_id() } else { connect.client_id.into() };
+        let asked = match connect.version {
+            Version::V5 => properties.session_expiry_interval.unwrap_or(0),
+            _ if connect.clean_start => 0,
+            _ => NEVER,
+        };
+        Connecting {
+            version: connect.version,
+            client_id,
+            is_assigned,
+            clean_start: connect.clean_start,
+            keep_alive_secs: connect.keep_alive,
+            expiry_secs: asked,
+            receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
+            packet_size_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
+            problem_information: properties.request_problem_information.unwrap_or(true),
+            will: connect.will.as_ref().map(|will| Box::new(Will::new(will))),
+            session_present: false,
+        }
+    }
+
+    /// A client id that has its home here and is nobody's (SHARDS.md H6).
+    fn assign_client_id(&mut self) -> Box<str> {
+        loop {
+            let id = self.assigner.next();
+            let home = self.place.key.home_of(&id, self.place.shards);
+            if home == self.place.shard && self.sessions.find(&id).is_none() {
+                return id.into();
+            }
+        }
+    }
+
+    /// The client may connect: it gets its session.
+    fn accept(&mut self, now: Time, id: ConnId, mut connecting: Box<Connecting>) -> Step {
+        let existing = self.sessions.find(&connecting.client_id);
+        if let Some(old) = existing.and_then(|key| self.sessions.get(key)).and_then(|s| s.conn) {
+            if self.accepted_at(id) < self.accepted_at(old) {
+                // SHARDS.md H3: this is the older one; it came the longer way.
+                self.stats.takeovers_late += 1;
+                return self.close_silently(now, id);
+            }
+            self.take_over(now, old, connecting.clean_start);
+        }
+        // The session may have ended with its connection, or its time may be over.
+        let mut existing = self.sessions.find(&connecting.client_id);
+        if let Some(key) = existing {
+            let session = self.sessions.get(key);
+            let is_over = session.is_some_and(|s| s.ends_at.is_some_and(|at| at <= now));
+            if connecting.clean_start || is_over {
+                self.end_session(now, key);
+                existing = None;
+            }
+        }
+        connecting.session_present = existing.is_some();
+        let key = existing.unwrap_or_else(|| self.sessions.insert(&connecting.client_id));
+        self.attach(id, key, &mut connecting);
+        if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
+            cold.connecting = Some(connecting);
+        }
+        match self.changes.pending().filter(|_| self.is_durable(key)) {
+            Some(change) => {
+                self.conns.set_state(id, State::Deciding);
+                self.changes.park(change, id, Parked::ConnAck);
+                self.pause(id);
+                Step::Pause
+            }
+            None => self.welcome(now, id),
+        }
+    }
+
+    fn accepted_at(&self, id: ConnId) -> Time {
+        let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
+        cold.map_or(Time::ZERO, |cold| cold.accepted.at)
+    }
+
+    fn is_durable(&self, key: SessionKey) -> bool {
+        self.sessions.get(key).is_some_and(super::session::Session::is_durable)
+    }
+
+    /// The older connection of a client is told [MQTT-3.1.4-3] and closed; its Will is judged.
+    fn take_over(&mut self, now: Time, old: ConnId, clean_start: bool) {
+        self.stats.takeovers += 1;
+        self.write_disconnect(old, ReasonCode::SESSION_TAKEN_OVER);
+        self.leave(now, old, Leaving::TakenOver { clean_start });
+    }
+
+    /// Ties session and connection together, with what this CONNECT says.
+    fn attach(&mut self, id: ConnId, key: SessionKey, connecting: &mut Connecting) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.conn = Some(id);
+        let expiry_secs = connecting.expiry_secs.min(self.config.session_expiry_max_secs);
+        let was_durable = session.is_durable();
+        session.expiry_secs = expiry_secs;
+        session.ends_at = None;
+        for timer in [session.expiry_timer.take(), session.will_timer.take()] {
+            if let Some(timer) = timer {
+                self.timers.cancel(timer);
+            }
+        }
+        // A Will still waiting is not to be sent [MQTT-3.1.3-9]; the new one takes its place.
+        let had_will = session.will.take().is_some();
+        session.will = connecting.will.take();
+        if self.changes.is_enabled() && (was_durable || expiry_secs > 0) {
+            let client_id = session.client_id.clone();
+            let changes = &mut self.out.changes;
+            let record =
+                Record::Session { client_id: client_id.clone(), expiry_secs, ends_at: None };
+            self.changes.record(changes, record);
+            match &session.will {
+                Some(will) => {
+                    self.changes.record(changes, will.to_record(client_id));
+                }
+                None if had_will => {
+                    self.changes.record(changes, Record::WillDeleted { client_id });
+                }
+                None => {}
+            }
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.session = Some(key);
+        conn.window = connecting.receive_maximum.min(self.config.in_flight_max);
+        conn.packet_size_max = connecting.packet_size_max;
+        conn.problem_information = connecting.problem_information;
+        if let Some(cold) = &mut conn.cold {
+            cold.connect_expiry_secs = expiry_secs;
+        }
+    }
+
+    /// The changes that CONNACK waited for are committed.
+    pub(super) fn on_connect_committed(&mut self, now: Time, id: ConnId) {
+        let conn = self.conns.get(id);
+        if conn.is_some_and(|conn| conn.state == State::Deciding && conn.session.is_some())
+            && self.welcome(now, id) == Step::Next
+        {
+            self.resume(now, id);
+        }
+    }
+
+    /// CONNACK, then what the session has waiting.
+    fn welcome(&mut self, now: Time, id: ConnId) -> Step {
+        let Some(conn) = self.conns.get_mut(id) else { return Step::Close };
+        let Some(key) = conn.session else { return Step::Close };
+        let Some(connecting) = conn.cold.as_mut().and_then(|cold| cold.connecting.take()) else {
+            return Step::Close;
+        };
+        let expiry_secs = self.sessions.get(key).map_or(0, |session| session.expiry_secs);
+        let keep_alive_secs = self.keep_alive_of(connecting.keep_alive_secs);
+        self.conns.set_state(id, State::Online);
+        let connack = ConnAck {
+            session_present: connecting.session_present,
+            reason: ReasonCode::SUCCESS,
+            properties: self.connack_properties(&connecting, expiry_secs, keep_alive_secs),
+        };
+        if !self.write(id, &Packet::ConnAck(connack)) {
+            // It cannot take even this [MQTT-3.1.2-24].
+            self.leave(now, id, Leaving::Lost);
+            return Step::Close;
+        }
+        self.stats.connects_accepted += 1;
+        match connecting.session_present {
+            true => self.stats.sessions_resumed += 1,
+            false => self.stats.sessions_created += 1,
+        }
+        self.arm_keep_alive(now, id, keep_alive_secs);
+        self.resume_exchanges(now, key);
+        subscribe::on_presence(self, key, true);
+        Step::Next
+    }
+
+    /// What 5.0 clients learn of this server; what is as the specification presumes is left out.
+    fn connack_properties<'a>(
+        &self,
+        connecting: &'a Connecting,
+        expiry_secs: u32,
+        keep_alive_secs: u16,
+    ) -> ConnAckProperties<'a> {
+        let config = &self.config;
+        let unless = |available: bool| (!available).then_some(false);
+        let nonzero = |value: u16| (value > 0).then_some(value);
+        ConnAckProperties {
+            session_expiry_interval: (expiry_secs != connecting.expiry_secs).then_some(expiry_secs),
+            receive_maximum: (config.receive_maximum < u16::MAX).then_some(config.receive_maximum),
+            // [MQTT-3.2.2-9] and its like: never 2.
+            maximum_qos: Some(config.maximum_qos).filter(|qos| *qos < QoS::ExactlyOnce),
+            retain_available: unless(config.retain_available),
+            maximum_packet_size: Some(config.maximum_packet_size),
+            assigned_client_id: connecting.is_assigned.then_some(&*connecting.client_id),
+            topic_alias_maximum: nonzero(config.topic_alias_maximum),
+            wildcard_subscription_available: unless(config.wildcard_subscriptions),
+            subscription_ids_available: unless(config.subscription_identifiers),
+            shared_subscription_available: unless(config.shared_subscriptions),
+            server_keep_alive: (keep_alive_secs != connecting.keep_alive_secs)
+                .then_some(keep_alive_secs),
+            ..ConnAckProperties::default()
+        }
+    }
+
+    /// The keep alive in force: the client's, within the server's cap.
+    fn keep_alive_of(&self, asked_secs: u16) -> u16 {
+        match self.config.keep_alive_max_secs {
+            0 => asked_secs,
+            cap if asked_secs == 0 => cap,
+            cap => asked_secs.min(cap),
+        }
+    }
+
+    fn arm_keep_alive(&mut self, now: Time, id: ConnId, secs: u16) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        // One and a half times [MQTT-3.1.2-22].
+        conn.silence_max_ms = u32::from(secs) * 1500;
+        conn.heard = now;
+        if secs > 0 {
+            let at = now + Duration::from_millis(u64::from(conn.silence_max_ms));
+            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
+        }
+    }
+
+    /// A refused CONNECT: its CONNACK, then the end. There is no session, and no Will.
+    fn refuse(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.stats.connects_refused += 1;
+        let properties = ConnAckProperties::default();
+        self.write(id, &Packet::ConnAck(ConnAck { session_present: false, reason, properties }));
+        self.close_silently(now, id)
+    }
+
+    /// A first packet that is none. Only a CONNECT, as far as it can be told, is answered.
+    pub(super) fn refuse_undecoded(&mut self, now: Time, id: ConnId, error: &DecodeError) -> Step {
+        match error.version {
+            Some(version) => {
+                if let Some(conn) = self.conns.get_mut(id) {
+                    conn.set_version(version);
+                }
+                self.refuse(now, id, error.reason)
+            }
+            None => self.close_silently(now, id),
+        }
+    }
+
+    /// DISCONNECT (3.14) by the client.
+    pub(super) fn on_disconnect(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        disconnect: &Disconnect<'_>,
+    ) -> Step {
+        if let Some(secs) = disconnect.session_expiry_interval {
+            let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
+            // 3.14.2.2.2: a session that was to end with its connection does.
+            if secs > 0 && cold.is_some_and(|cold| cold.connect_expiry_secs == 0) {
+                return self.protocol_error(now, id, ReasonCode::PROTOCOL_ERROR);
+            }
+            let key = self.conns.get(id).and_then(|conn| conn.session);
+            if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
+                session.expiry_secs = secs.min(self.config.session_expiry_max_secs);
+            }
+        }
+        self.stats.disconnects_by_client += 1;
+        let leaving = match disconnect.reason {
+            ReasonCode::NORMAL_DISCONNECTION => Leaving::Normal,
+            _ => Leaving::Lost,
+        };
+        self.leave(now, id, leaving);
+        Step::Close
+    }
+
+    /// AUTH (3.15): no method is supported, so none was agreed on [MQTT-4.12.0-7].
+    pub(super) fn on_auth(&mut self, now: Time, id: ConnId, _auth: &Auth<'_>) -> Step {
+        self.protocol_error(now, id, ReasonCode::PROTOCOL_ERROR)
+    }
+
+    /// PINGREQ (3.12).
+    pub(super) fn on_pingreq(&mut self, id: ConnId) -> Step {
+        self.write(id, &Packet::PingResp);
+        Step::Next
+    }
+
+    /// A rule was broken by a packet that is well-formed in itself.
+    pub(crate) fn protocol_error(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.stats.protocol_errors += 1;
+        self.disconnect(now, id, reason)
+    }
+
+    /// Ends a connection with a reason, for those who can be told [MQTT-4.13.1-1].
+    pub(crate) fn disconnect(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.stats.disconnects_by_broker += 1;
+        self.write_disconnect(id, reason);
+        self.leave(now, id, Leaving::Lost);
+        Step::Close
+    }
+
+    /// Ends a connection that is owed no word.
+    pub(super) fn close_silently(&mut self, now: Time, id: ConnId) -> Step {
+        self.leave(now, id, Leaving::Lost);
+        Step::Close
+    }
+
+    fn write_disconnect(&mut self, id: ConnId, reason: ReasonCode) {
+        let Some(conn) = self.conns.get(id) else { return };
+        // Never before CONNACK [MQTT-3.14.0-1], and 3.x servers have no such packet.
+        if conn.state == State::Online && conn.version() == Version::V5 {
+            self.write(id, &Packet::Disconnect(Disconnect::new(reason)));
+        }
+    }
+
+    /// The connection is to be closed; it loses its session now.
+    fn leave(&mut self, now: Time, id: ConnId, leaving: Leaving) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.state == State::Closing {
+            return;
+        }
+        let session = conn.session.take();
+        if let Some(timer) = conn.keep_alive_timer.take() {
+            self.timers.cancel(timer);
+        }
+        if let Some(cold) = &mut conn.cold {
+            cold.connecting = None;
+            cold.aliases = Vec::new();
+        }
+        self.conns.set_state(id, State::Closing);
+        self.out.close.push(id);
+        if let Some(key) = session {
+            self.detach(now, key, leaving);
+        }
+    }
+
+    /// The network connection is gone.
+    pub(super) fn on_closed(&mut self, now: Time, id: ConnId, how: Disconnection) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let session = conn.session.take();
+        self.stats.connections_closed += 1;
+        if let Some(timer) = self.conns.free(id) {
+            self.timers.cancel(timer);
+        }
+        if let Some(key) = session {
+            if how != Disconnection::Closed {
+                self.stats.disconnects_lost += 1;
+            }
+            self.detach(now, key, Leaving::Lost);
+        }
+    }
+
+    /// A session has lost its connection: it ends, or waits for the next.
+    fn detach(&mut self, now: Time, key: SessionKey, leaving: Leaving) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.conn = None;
+        if let Some(outgoing) = &mut session.outgoing {
+            outgoing.exchanges.suspend();
+        }
+        if let Some(inbound) = &mut session.inbound {
+            inbound.suspend();
+            if inbound.len() == 0 {
+                session.inbound = None;
+            }
+        }
+        let (expiry_secs, ends) = (session.expiry_secs, session.expiry_secs == 0);
+        let delay_secs = session.will.as_ref().map(|will| will.delay_secs);
+        match (leaving, delay_secs) {
+            (_, None) | (Leaving::Shutdown, _) => {}
+            (Leaving::Normal, Some(_)) => self.delete_will(key),
+            // The end of the session publishes it, and is no later (3.1.3.2.2).
+            (_, Some(0)) => self.publish_will(now, key),
+            (_, Some(_)) if ends => self.publish_will(now, key),
+            (Leaving::TakenOver { clean_start: true }, Some(_)) => self.publish_will(now, key),
+            // The newer connection is there before the delay is over.
+            (Leaving::TakenOver { clean_start: false }, Some(_)) => self.delete_will(key),
+            (Leaving::Lost, Some(delay_secs)) => {
+                let at = now.plus_secs(delay_secs);
+                let timer = self.timers.arm(at, Due::Will(key));
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.will_timer = Some(timer);
+                }
+            }
+        }
+        if ends {
+            return self.end_session(now, key);
+        }
+        let ends_at = (expiry_secs != NEVER).then(|| now.plus_secs(expiry_secs));
+        let timer = ends_at.map(|at| self.timers.arm(at, Due::SessionExpiry(key)));
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.expiry_timer = timer;
+            session.ends_at = ends_at;
+            if self.changes.is_enabled() {
+                let client_id = session.client_id.clone();
+                let record = Record::Session { client_id, expiry_secs, ends_at };
+                self.changes.record(&mut self.out.changes, record);
+            }
+        }
+        subscribe::on_presence(self, key, false);
+    }
+
+    /// A session is over, with all that it holds; it has no connection any more. Its Will, if one
+    /// is left, is published.
+    pub(super) fn end_session(&mut self, now: Time, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let timer = session.expiry_timer.take();
+        if let Some(timer) = timer {
+            self.timers.cancel(timer);
+        }
+        self.publish_will(now, key);
+        subscribe::end_session(self, now, key);
+        let Some(mut session) = self.sessions.remove(key) else { return };
+        self.stats.dropped_session_ended += session.release_messages(&mut self.messages);
+        self.stats.sessions_ended += 1;
+        if self.changes.is_enabled() {
+            // Also of one that was not durable at its end: it may have been before.
+            let client_id = session.client_id;
+            self.changes.record(&mut self.out.changes, Record::SessionEnded { client_id });
+        }
+    }
+
+    /// All deadlines up to `now`, a bounded number of them.
+    pub(super) fn run_timers(&mut self, now: Time) {
+        for _ in 0..crate::limits::DEFERRED_PER_TICK {
+            if self.wills.is_full() {
+                return;
+            }
+            let Some(due) = self.timers.pop(now) else { return };
+            match due {
+                Due::KeepAlive(id) => self.on_keep_alive(now, id),
+                Due::SessionExpiry(key) => {
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.expiry_timer = None;
+                        self.end_session(now, key);
+                    }
+                }
+                Due::Will(key) => {
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.will_timer = None;
+                        self.publish_will(now, key);
+                    }
+                }
+                Due::Retained(timer) => retained::on_timer(self, now, timer),
+            }
+        }
+    }
+
+    /// A client may have been silent for too long; it is asked only now, so that hearing from it
+    /// costs nothing.
+    fn on_keep_alive(&mut self, now: Time, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.keep_alive_timer = None;
+        let silence_max = Duration::from_millis(u64::from(conn.silence_max_ms));
+        // While we do not read it, it cannot be heard (SHARDS.md L7).
+        if conn.is_held() {
+            conn.heard = now;
+        }
+        let at = conn.heard + silence_max;
+        if at > now {
+            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
+            return;
+        }
+        self.stats.keep_alive_timeouts += 1;
+        let _ = self.disconnect(now, id, ReasonCode::KEEP_ALIVE_TIMEOUT);
+    }
+
+    /// The end of the broker (SHARDS.md section 7).
+    pub(super) fn on_shutdown(&mut self, now: Time) {
+        for id in self.conns.ids() {
+            self.write_disconnect(id, ReasonCode::SERVER_SHUTTING_DOWN);
+            self.leave(now, id, Leaving::Shutdown);
+        }
+    }
+}

@@ -1,0 +1,681 @@
+//! Towards subscribers: one publication into many outboxes, and a session's stored messages into
+//! one.
+//!
+//! [`to_session`] is the routing half's way in. A publication is encoded once per variant (version,
+//! QoS, retain flag) and copied into each outbox with the packet id patched; it is stored at most
+//! once, however many sessions have to keep it. [`Broker::pump`] sends what a session has stored:
+//! first again what was sent on an earlier connection, then what is queued, as far as the
+//! client's window and its outbox have room.
+//!
+//! Invariant: a message that is dropped (too large, expired, no room) takes no packet id and no
+//! slot of the window, and is counted.
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock::Time;
+use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode, Version};
+use crate::ids::ConnId;
+use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
+
+use super::Broker;
+use super::change::{Parked, Record};
+use super::conn::{Conn, Conns, State};
+use super::inflight::Stage;
+use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Stored};
+use super::queue::{Queued, SubscriptionIds};
+use super::session::{Outgoing, SessionKey};
+
+/// An Application Message on its way to its receivers.
+#[derive(Debug)]
+pub(crate) struct Publication<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) payload: Payload<'a>,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) deadline: Option<Time>,
+    /// Properties as `append_forwarded` wrote them.
+    pub(crate) forwarded: &'a [u8],
+    /// The publisher's session, if it is at home here (No Local).
+    pub(crate) publisher: Option<SessionKey>,
+    /// The publisher's client id.
+    pub(crate) publisher_id: &'a str,
+    /// Its name in the journal, if it has a record there.
+    pub(crate) id: Option<MessageId>,
+    /// What delivering it has learnt; begins as its default.
+    pub(crate) memo: Memo,
+}
+
+/// What is made once per publication: [`Default`] for each new one.
+#[derive(Debug, Default)]
+pub(crate) struct Memo {
+    /// Names it among the variants' owners; 0 as long as nothing was encoded.
+    serial: Cell<u64>,
+    stored: Cell<Option<MessageKey>>,
+}
+
+impl Publication<'_> {
+    /// A reference to the stored message, for the caller to own. It must not be released while
+    /// the publication is being delivered.
+    pub(crate) fn store(&self, messages: &mut Messages) -> MessageKey {
+        if let Some(key) = self.memo.stored.get() {
+            return messages.retain(key);
+        }
+        let key = messages.insert(self.to_message(None));
+        self.memo.stored.set(Some(key));
+        key
+    }
+
+    /// What would be stored.
+    pub(crate) fn to_message<'b>(&'b self, publisher: Option<&'b Rc<str>>) -> NewMessage<'b> {
+        NewMessage {
+            topic: self.topic,
+            forwarded: self.forwarded,
+            payload: self.payload,
+            qos: self.qos,
+            retain: self.retain,
+            deadline: self.deadline,
+            id: self.id,
+            publisher,
+        }
+    }
+}
+
+/// How one session gets it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    /// Granted; the publication's may be lower.
+    pub(crate) qos: QoS,
+    /// The flag to be sent.
+    pub(crate) retain: bool,
+    pub(crate) subscription_ids: &'a [u32],
+}
+
+/// Seconds left, as they are sent: rounded up, so that an untouched interval arrives as it was.
+fn remaining_secs(deadline: Option<Time>, now: Time) -> Option<u32> {
+    let left = deadline?.since(now).as_nanos().div_ceil(1_000_000_000);
+    Some(u32::try_from(left).unwrap_or(u32::MAX))
+}
+
+/// A publication as it stands in outboxes: all of it, or all but a large payload.
+#[derive(Debug, Default)]
+struct Variant {
+    serial: u64,
+    bytes: Vec<u8>,
+    packet_id_at: usize,
+    len: usize,
+}
+
+const VARIANTS: usize = 12;
+/// A variant's buffer is kept up to this size.
+const VARIANT_BYTES_KEPT: usize = 64 * 1024;
+
+/// The encoded forms of the publication in hand.
+#[derive(Debug, Default)]
+pub(crate) struct Variants {
+    serial: u64,
+    /// By version, QoS and retain flag; the last is for those with Subscription Identifiers.
+    variants: [Variant; VARIANTS + 1],
+    /// Its payload, if that is large.
+    shared: Option<Bytes>,
+}
+
+impl Variants {
+    /// The variant, encoded now unless this publication had it already.
+    #[inline]
+    fn get(
+        &mut self,
+        now: Time,
+        publication: &Publication<'_>,
+        version: Version,
+        qos: QoS,
+        terms: &Terms<'_>,
+    ) -> &Variant {
+        let is_v5 = version == Version::V5;
+        let serial = match publication.memo.serial.get() {
+            0 => self.begin(publication),
+            serial => serial,
+        };
+        let with_ids = is_v5 && !terms.subscription_ids.is_empty();
+        let index = if with_ids {
+            VARIANTS
+        } else {
+            usize::from(is_v5) * 6 + qos as usize * 2 + usize::from(terms.retain)
+        };
+        let variant = &mut self.variants[index];
+        if variant.serial != serial || with_ids {
+            variant.serial = serial;
+            variant.encode(now, publication, version, qos, terms);
+        }
+        variant
+    }
+
+    fn begin(&mut self, publication: &Publication<'_>) -> u64 {
+        self.serial += 1;
+        publication.memo.serial.set(self.serial);
+        self.shared = None;
+        self.serial
+    }
+
+    /// The payload, to be shared, if it is large. Of two publications delivered in turns each
+    /// finds its own.
+    fn shared(&mut self, publication: &Publication<'_>) -> Option<Bytes> {
+        if publication.payload.bytes.len() < SHARE_PAYLOAD_FROM {
+            return None;
+        }
+        if let Some(shared) = publication.payload.shared {
+            return Some(shared.clone());
+        }
+        if publication.memo.serial.get() != self.serial {
+            return Some(publication.payload.to_shared());
+        }
+        Some(self.shared.get_or_insert_with(|| publication.payload.to_shared()).clone())
+    }
+}
+
+impl Variant {
+    fn encode(
+        &mut self,
+        now: Time,
+        publication: &Publication<'_>,
+        version: Version,
+        qos: QoS,
+        terms: &Terms<'_>,
+    ) {
+        self.bytes.clear();
+        self.bytes.shrink_to(VARIANT_BYTES_KEPT);
+        let payload = publication.payload.bytes;
+        let delivery = Delivery {
+            topic: publication.topic,
+            qos,
+            dup: false,
+            retain: terms.retain,
+            // Patched for each receiver.
+            packet_id: (qos > QoS::AtMostOnce).then(|| PacketId::new(1)).flatten(),
+            message_expiry_interval: remaining_secs(publication.deadline, now),
+            topic_alias: None,
+            subscription_ids: terms.subscription_ids,
+            forwarded: publication.forwarded,
+            payload_len: payload.len(),
+        };
+        self.packet_id_at = delivery.encode_head(version, &mut self.bytes);
+        if payload.len() < SHARE_PAYLOAD_FROM {
+            self.bytes.extend_from_slice(payload);
+            self.len = self.bytes.len();
+        } else {
+            self.len = self.bytes.len() + payload.len();
+        }
+    }
+
+    #[inline]
+    fn append(
+        &self,
+        id: ConnId,
+        conn: &mut Conn,
+        dirty: &mut Vec<ConnId>,
+        packet_id: Option<PacketId>,
+        shared: Option<Bytes>,
+    ) {
+        conn.append(id, dirty, |outbox| {
+            let tail = outbox.tail();
+            let start = tail.len();
+            tail.extend_from_slice(&self.bytes);
+            if let Some(packet_id) = packet_id {
+                let at = start + self.packet_id_at;
+                tail[at..at + 2].copy_from_slice(&packet_id.get().to_be_bytes());
+            }
+            if let Some(shared) = shared {
+                outbox.push_shared(shared);
+            }
+        });
+    }
+}
+
+/// The connection that may be sent to now, if the session has one.
+#[inline]
+fn online(conns: &mut Conns, conn: Option<ConnId>) -> Option<(ConnId, &mut Conn)> {
+    let id = conn?;
+    conns.get_mut(id).filter(|conn| conn.state == State::Online).map(|conn| (id, conn))
+}
+
+/// Delivers a publication to one session: into its outbox if there is room, into its queue if the
+/// message must not be lost, else nowhere, and counted.
+pub(crate) fn to_session(
+    broker: &mut Broker,
+    now: Time,
+    key: SessionKey,
+    publication: &Publication<'_>,
+    terms: &Terms<'_>,
+) {
+    let Broker { sessions, conns, variants, out, stats, config, .. } = broker;
+    let Some(session) = sessions.get_mut(key) else { return };
+    if publication.deadline.is_some_and(|deadline| deadline <= now) {
+        stats.dropped_expired += 1;
+        return;
+    }
+    let qos = publication.qos.min(terms.qos);
+    if qos > QoS::AtMostOnce {
+        return to_window_or_queue(broker, now, key, publication, qos, terms);
+    }
+    let Some((id, conn)) = online(conns, session.conn) else {
+        stats.dropped_offline += 1;
+        return;
+    };
+    if conn.unsent() > config.outbox_bytes_max {
+        stats.dropped_outbox += 1;
+        return;
+    }
+    let variant = variants.get(now, publication, conn.version(), qos, terms);
+    let len = variant.len;
+    if len > conn.packet_size_max as usize {
+        stats.dropped_too_large += 1;
+        return;
+    }
+    if len == variant.bytes.len() {
+        variant.append(id, conn, &mut out.dirty, None, None);
+    } else {
+        let shared = variants.shared(publication);
+        let variant = variants.get(now, publication, conn.version(), qos, terms);
+        variant.append(id, conn, &mut out.dirty, None, shared);
+    }
+    stats.count_out(qos, len);
+}
+
+fn to_window_or_queue(
+    broker: &mut Broker,
+    now: Time,
+    key: SessionKey,
+    publication: &Publication<'_>,
+    qos: QoS,
+    terms: &Terms<'_>,
+) {
+    let Broker { sessions, conns, messages, variants, out, stats, config, changes, .. } = broker;
+    let Some(session) = sessions.get_mut(key) else { return };
+    let is_recorded = qos == QoS::ExactlyOnce && changes.is_enabled() && session.is_durable();
+    let outgoing = session.outgoing.get_or_insert_with(Box::default);
+    let queued = |message| Queued {
+        message,
+        qos,
+        retain: terms.retain,
+        subscription_ids: SubscriptionIds::new(terms.subscription_ids),
+    };
+    if let Some((id, conn)) = online(conns, session.conn)
+        && has_room(outgoing, conn)
+        && outgoing.queue.is_empty()
+        && outgoing.exchanges.is_resent()
+    {
+        let shared = variants.shared(publication);
+        let variant = variants.get(now, publication, conn.version(), qos, terms);
+        if variant.len > conn.packet_size_max as usize {
+            stats.dropped_too_large += 1;
+            return;
+        }
+        let queued = queued(publication.store(messages));
+        if is_recorded {
+            return broker.begin_recorded(key, id, queued);
+        }
+        let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
+        variant.append(id, conn, &mut out.dirty, Some(packet_id), shared);
+        stats.count_out(qos, variant.len);
+        return;
+    }
+    let size = publication.to_message(None).size();
+    if messages.bytes() + size > config.memory_budget {
+        stats.dropped_memory += 1;
+        return;
+    }
+    let bounds = (config.queue_len_max, config.queue_bytes_max);
+    if !outgoing.queue.make_room(now, size, bounds, messages, &mut stats.dropped_expired) {
+        stats.dropped_queue_full += 1;
+        return;
+    }
+    outgoing.queue.push(queued(publication.store(messages)), messages);
+    stats.messages_queued += 1;
+}
+
+/// Whether the client's window and its outbox have room for one more exchange.
+#[inline]
+fn has_room(outgoing: &Outgoing, conn: &Conn) -> bool {
+    outgoing.exchanges.used() < usize::from(conn.window) && conn.unsent() < OUTBOX_BYTES_MARK
+}
+
+/// Writes a stored message. None, and nothing written, when the client cannot take its size.
+fn write_stored(
+    now: Time,
+    id: ConnId,
+    conn: &mut Conn,
+    dirty: &mut Vec<ConnId>,
+    stored: &Stored,
+    queued: &Queued,
+    packet_id: PacketId,
+    dup: bool,
+) -> usize {
+    let version = conn.version();
+    let payload = stored.payload();
+    let delivery = to_delivery(now, stored, queued, packet_id, dup);
+    let len = delivery.encoded_len(version);
+    conn.append(id, dirty, |outbox| {
+        delivery.encode_head(version, outbox.tail());
+        match payload.shared {
+            Some(shared) => outbox.push_shared(shared.clone()),
+            None => outbox.extend_from_slice(payload.bytes),
+        }
+    });
+    len
+}
+
+fn to_delivery<'a>(
+    now: Time,
+    stored: &'a Stored,
+    queued: &'a Queued,
+    packet_id: PacketId,
+    dup: bool,
+) -> Delivery<'a> {
+    Delivery {
+        topic: stored.topic(),
+        qos: queued.qos,
+        dup,
+        retain: queued.retain,
+        packet_id: Some(packet_id),
+        message_expiry_interval: remaining_secs(stored.deadline, now),
+        topic_alias: None,
+        subscription_ids: queued.subscription_ids.as_slice(),
+        forwarded: stored.forwarded(),
+        payload_len: stored.payload().bytes.len(),
+    }
+}
+
+impl Broker {
+    /// QoS 2 towards a session that outlives us: its packet id is recorded before it is sent
+    /// (SHARDS.md J3).
+    fn begin_recorded(&mut self, key: SessionKey, conn: ConnId, queued: Queued) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let outgoing = session.outgoing.get_or_insert_with(Box::default);
+        let message = self.messages.get(queued.message).id;
+        let packet_id = outgoing.exchanges.begin(queued, Stage::Assigning);
+        let client_id = session.client_id.clone();
+        let record = Record::Assign { client_id, packet_id, message };
+        let change = self.changes.record(&mut self.out.changes, record);
+        self.changes.park(change, conn, Parked::Publish { session: key, packet_id });
+    }
+
+    /// The record of a packet id is committed: its PUBLISH leaves.
+    pub(super) fn on_assigned(&mut self, now: Time, key: SessionKey, packet_id: PacketId) {
+        let Self { sessions, conns, messages, out, stats, .. } = self;
+        let Some(session) = sessions.get_mut(key) else { return };
+        let conn = session.conn;
+        let Some(exchanges) = session.outgoing.as_mut().map(|o| &mut o.exchanges) else { return };
+        let Some(index) = exchanges.find(packet_id) else { return };
+        let is_on_connection = exchanges.is_on_connection(index);
+        let exchange = exchanges.get_mut(index);
+        if exchange.stage != Stage::Assigning {
+            return;
+        }
+        exchange.stage = Stage::Published;
+        if !is_on_connection {
+            return;
+        }
+        if let (Some((id, conn)), Some(queued)) = (online(conns, conn), &exchange.queued) {
+            let dirty = &mut out.dirty;
+            let stored = messages.get(queued.message);
+            let len = write_stored(now, id, conn, dirty, stored, queued, packet_id, false);
+            exchange.was_sent = true;
+            stats.count_out(queued.qos, len);
+        }
+    }
+
+    /// What a connection is owed from earlier ones: PUBRELs at once, PUBLISHes as far as its
+    /// window allows [MQTT-4.4.0-1].
+    pub(super) fn resume_exchanges(&mut self, now: Time, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(conn) = session.conn else { return };
+        let owed = match &mut session.outgoing {
+            Some(outgoing) => outgoing.exchanges.resume(),
+            None => return,
+        };
+        for packet_id in owed {
+            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+        }
+        self.pump(now, key);
+    }
+
+    /// Sends what the session has stored, as far as window and outbox have room.
+    pub(crate) fn pump(&mut self, now: Time, key: SessionKey) {
+        loop {
+            match self.pump_one(now, key) {
+                Pumped::Sent => {}
+                Pumped::Recorded(conn, queued) => self.begin_recorded(key, conn, queued),
+                Pumped::Done => return,
+            }
+        }
+    }
+
+    #[inline]
+    fn pump_one(&mut self, now: Time, key: SessionKey) -> Pumped {
+        let Self { sessions, conns, messages, out, stats, changes, .. } = self;
+        let Some(session) = sessions.get_mut(key) else { return Pumped::Done };
+        let is_durable = session.is_durable();
+        let Some(outgoing) = &mut session.outgoing else { return Pumped::Done };
+        let Some((id, conn)) = online(conns, session.conn) else { return Pumped::Done };
+        if conn.unsent() >= OUTBOX_BYTES_MARK {
+            return Pumped::Done;
+        }
+        let dirty = &mut out.dirty;
+        if !outgoing.exchanges.is_resent() {
+            let Some(index) = outgoing.exchanges.next_resend(usize::from(conn.window)) else {
+                return Pumped::again_if(outgoing.exchanges.is_resent());
+            };
+            let exchange = outgoing.exchanges.get_mut(index);
+            let packet_id = exchange.id();
+            let Some(queued) = &exchange.queued else { return Pumped::Sent };
+            let stored = messages.get(queued.message);
+            let dup = exchange.was_sent;
+            let len = to_delivery(now, stored, queued, packet_id, dup).encoded_len(conn.version());
+            if len > conn.packet_size_max as usize {
+                // As if it had been sent and acknowledged [MQTT-3.1.2-25].
+                stats.dropped_too_large += 1;
+                if let Some(queued) = outgoing.exchanges.finish(index) {
+                    messages.release(queued.message);
+                }
+                return Pumped::Sent;
+            }
+            exchange.was_sent = true;
+            write_stored(now, id, conn, dirty, stored, queued, packet_id, dup);
+            stats.messages_resent += u64::from(dup);
+            stats.count_out(queued.qos, len);
+            return Pumped::Sent;
+        }
+        let Some(queued) = outgoing.queue.front() else { return Pumped::Done };
+        let stored = messages.get(queued.message);
+        let any_id = PacketId::new(1).expect("invariant: 1 is not 0");
+        if stored.is_expired(now) {
+            stats.dropped_expired += 1;
+        } else if to_delivery(now, stored, queued, any_id, false).encoded_len(conn.version())
+            > conn.packet_size_max as usize
+        {
+            stats.dropped_too_large += 1;
+        } else if !has_room(outgoing, conn) {
+            return Pumped::Done;
+        } else {
+            let Some(queued) = outgoing.queue.pop(messages) else { return Pumped::Done };
+            let qos = queued.qos;
+            if is_durable && qos == QoS::ExactlyOnce && changes.is_enabled() {
+                return Pumped::Recorded(id, queued);
+            }
+            let message = queued.message;
+            let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
+            let index = outgoing.exchanges.len() - 1;
+            let Some(queued) = &outgoing.exchanges.get(index).queued else { return Pumped::Done };
+            let stored = messages.get(message);
+            let len = write_stored(now, id, conn, dirty, stored, queued, packet_id, false);
+            stats.count_out(qos, len);
+            return Pumped::Sent;
+        }
+        if let Some(queued) = outgoing.queue.pop(messages) {
+            messages.release(queued.message);
+        }
+        Pumped::Sent
+    }
+
+    /// PUBACK of a message that we sent.
+    pub(super) fn on_puback(&mut self, now: Time, conn: ConnId, ack: &Ack<'_>) -> super::Step {
+        let Some((key, index, exchange_qos, _)) = self.find_exchange(conn, ack.packet_id) else {
+            self.stats.acks_unknown += 1;
+            return super::Step::Next;
+        };
+        if exchange_qos != QoS::AtLeastOnce {
+            return self.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR);
+        }
+        self.finish_exchange(now, key, index);
+        super::Step::Next
+    }
+
+    /// PUBREC of a message that we sent.
+    pub(super) fn on_pubrec(&mut self, now: Time, conn: ConnId, ack: &Ack<'_>) -> super::Step {
+        let packet_id = ack.packet_id;
+        let Some((key, index, qos, stage)) = self.find_exchange(conn, packet_id) else {
+            self.stats.acks_unknown += 1;
+            // It is over here; the answer lets the client end it as well.
+            if !ack.reason.is_error() {
+                let reason = ReasonCode::PACKET_IDENTIFIER_NOT_FOUND;
+                self.write(conn, &Packet::PubRel(Ack::new(packet_id, reason)));
+            }
+            return super::Step::Next;
+        };
+        if qos != QoS::ExactlyOnce {
+            return self.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR);
+        }
+        if ack.reason.is_error() && matches!(stage, Stage::Published | Stage::Assigning) {
+            // [MQTT-4.4.0-2]: it is over, and there is no PUBREL.
+            self.finish_exchange(now, key, index);
+            return super::Step::Next;
+        }
+        match stage {
+            Stage::Published | Stage::Assigning => self.receive_exchange(key, conn, index),
+            Stage::Received => {}
+            Stage::Released(_) => {
+                self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+            }
+        }
+        super::Step::Next
+    }
+
+    /// PUBCOMP of a message that we sent.
+    pub(super) fn on_pubcomp(&mut self, now: Time, conn: ConnId, ack: &Ack<'_>) -> super::Step {
+        match self.find_exchange(conn, ack.packet_id) {
+            Some((key, index, _, Stage::Released(_) | Stage::Received)) => {
+                self.finish_exchange(now, key, index);
+            }
+            // Before PUBREL it says nothing.
+            _ => self.stats.acks_unknown += 1,
+        }
+        super::Step::Next
+    }
+
+    fn find_exchange(
+        &self,
+        conn: ConnId,
+        packet_id: PacketId,
+    ) -> Option<(SessionKey, usize, QoS, Stage)> {
+        let key = self.conns.get(conn)?.session?;
+        let exchanges = &self.sessions.get(key)?.outgoing.as_ref()?.exchanges;
+        let index = exchanges.find(packet_id)?;
+        let exchange = exchanges.get(index);
+        // What is past PUBREC has given its message back, and was QoS 2.
+        let qos = exchange.queued.as_ref().map_or(QoS::ExactlyOnce, |queued| queued.qos);
+        Some((key, index, qos, exchange.stage))
+    }
+
+    fn receive_exchange(&mut self, key: SessionKey, conn: ConnId, index: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_recorded = self.changes.is_enabled() && session.is_durable();
+        let Some(outgoing) = &mut session.outgoing else { return };
+        let packet_id = outgoing.exchanges.get(index).id();
+        if let Some(queued) = outgoing.exchanges.receive(index) {
+            self.messages.release(queued.message);
+        }
+        if is_recorded {
+            let client_id = session.client_id.clone();
+            let record = Record::Received { client_id, packet_id };
+            let change = self.changes.record(&mut self.out.changes, record);
+            self.changes.park(change, conn, Parked::PubRel { session: key, packet_id });
+        } else {
+            outgoing.exchanges.release(index);
+            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+        }
+    }
+
+    /// The record of a PUBREC is committed: its PUBREL leaves (SHARDS.md J3).
+    pub(super) fn on_received(&mut self, key: SessionKey, packet_id: PacketId) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(outgoing) = &mut session.outgoing else { return };
+        let Some(index) = outgoing.exchanges.find(packet_id) else { return };
+        if outgoing.exchanges.get(index).stage != Stage::Received {
+            return;
+        }
+        outgoing.exchanges.release(index);
+        if let Some(conn) = session.conn {
+            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+        }
+    }
+
+    fn finish_exchange(&mut self, now: Time, key: SessionKey, index: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_recorded = self.changes.is_enabled() && session.is_durable();
+        let Some(outgoing) = &mut session.outgoing else { return };
+        let packet_id = outgoing.exchanges.get(index).id();
+        let finished = outgoing.exchanges.finish(index);
+        let is_idle = outgoing.exchanges.is_resent() && outgoing.queue.is_empty();
+        if is_recorded {
+            let client_id = session.client_id.clone();
+            let record = match &finished {
+                Some(queued) if queued.qos == QoS::AtLeastOnce => {
+                    let message = self.messages.get(queued.message).id;
+                    Record::Acked { client_id, message }
+                }
+                _ => Record::Done { client_id, packet_id },
+            };
+            self.changes.record(&mut self.out.changes, record);
+        }
+        if let Some(queued) = finished {
+            self.messages.release(queued.message);
+        }
+        if !is_idle {
+            self.pump(now, key);
+        }
+    }
+}
+
+/// What one step of [`Broker::pump`] did.
+enum Pumped {
+    /// Something; there may be more to do.
+    Sent,
+    /// This one is to be recorded first.
+    Recorded(ConnId, Queued),
+    /// Nothing: there is no more, or no room.
+    Done,
+}
+
+impl Pumped {
+    fn again_if(more: bool) -> Self {
+        if more { Self::Sent } else { Self::Done }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_untouched_expiry_interval_arrives_as_it_was() {
+        let now = Time::from_nanos(5);
+        assert_eq!(remaining_secs(None, now), None);
+        assert_eq!(remaining_secs(Some(now.plus_secs(10)), now), Some(10));
+        let later = Time::from_nanos(1_500_000_005);
+        assert_eq!(remaining_secs(Some(now.plus_secs(10)), later), Some(9));
+        assert_eq!(remaining_secs(Some(Time::MAX), Time::ZERO), Some(u32::MAX));
+    }
+}

@@ -1,0 +1,270 @@
+//! Messages that are kept: in flight, queued, retained, or waiting for a commit.
+//!
+//! Owns one arena per shard. A message is stored once, however many receivers hold it; each holder
+//! owns one reference, counted in a plain integer. Small payloads stand behind the topic and the
+//! properties in one recycled buffer; large ones are shared with whoever else has them.
+//!
+//! Invariant: a [`MessageKey`] is valid exactly while its holder's reference is not released.
+#![forbid(unsafe_code)]
+
+use std::num::NonZeroU64;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock::Time;
+use crate::codec::mqtt::QoS;
+use crate::limits::SHARE_PAYLOAD_FROM;
+
+/// A reference to a stored message, owned by its holder: it ends with [`Messages::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MessageKey(u32);
+
+/// Names a message in the journal: the shard of its publisher, and that shard's counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MessageId(pub NonZeroU64);
+
+/// A payload as it came: borrowed, and shared if it was received into a buffer of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payload<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) shared: Option<&'a Bytes>,
+}
+
+impl Payload<'_> {
+    /// A reference that can be kept: the one that exists, else a copy.
+    pub(crate) fn to_shared(self) -> Bytes {
+        self.shared.cloned().unwrap_or_else(|| Bytes::copy_from_slice(self.bytes))
+    }
+}
+
+/// What is stored.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    references: u32,
+    topic_len: u32,
+    forwarded_len: u32,
+    /// QoS of the publication; receivers may have less.
+    pub(crate) qos: QoS,
+    /// Retain flag of the publication.
+    pub(crate) retain: bool,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) id: Option<MessageId>,
+    /// Client id of the publisher, where a holder needs it.
+    pub(crate) publisher: Option<Rc<str>>,
+    /// Topic, forwarded properties, small payload.
+    bytes: Vec<u8>,
+    shared: Bytes,
+}
+
+impl Stored {
+    fn empty(references: u32) -> Self {
+        Self {
+            references,
+            topic_len: 0,
+            forwarded_len: 0,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            deadline: None,
+            id: None,
+            publisher: None,
+            bytes: Vec::new(),
+            shared: Bytes::new(),
+        }
+    }
+
+    pub(crate) fn topic(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.topic_len as usize])
+            .expect("invariant: a topic is stored from a str")
+    }
+
+    /// Properties as `append_forwarded` wrote them.
+    pub(crate) fn forwarded(&self) -> &[u8] {
+        let start = self.topic_len as usize;
+        &self.bytes[start..start + self.forwarded_len as usize]
+    }
+
+    pub(crate) fn payload(&self) -> Payload<'_> {
+        let small = &self.bytes[(self.topic_len + self.forwarded_len) as usize..];
+        if self.shared.is_empty() {
+            Payload { bytes: small, shared: None }
+        } else {
+            Payload { bytes: &self.shared, shared: Some(&self.shared) }
+        }
+    }
+
+    /// Whether its time is over.
+    pub(crate) fn is_expired(&self, now: Time) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Bytes that count against bounds and budget.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len() + self.shared.len() + OVERHEAD
+    }
+}
+
+/// What a message costs beyond its bytes, for the bounds.
+const OVERHEAD: usize = 64;
+/// A free slot keeps a buffer of at most this size.
+const RECYCLED_BYTES_MAX: usize = 1024;
+
+/// What to store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewMessage<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) forwarded: &'a [u8],
+    pub(crate) payload: Payload<'a>,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) id: Option<MessageId>,
+    pub(crate) publisher: Option<&'a Rc<str>>,
+}
+
+impl NewMessage<'_> {
+    /// What [`Stored::size`] will be.
+    pub(crate) fn size(&self) -> usize {
+        self.topic.len() + self.forwarded.len() + self.payload.bytes.len() + OVERHEAD
+    }
+}
+
+/// The arena.
+#[derive(Debug, Default)]
+pub(crate) struct Messages {
+    slots: Vec<Stored>,
+    free: Vec<u32>,
+    bytes: usize,
+}
+
+impl Messages {
+    /// Stores a message; the caller owns one reference.
+    pub(crate) fn insert(&mut self, new: NewMessage<'_>) -> MessageKey {
+        let large = new.payload.bytes.len() >= SHARE_PAYLOAD_FROM;
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.slots.push(Stored::empty(0));
+                (self.slots.len() - 1) as u32
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        debug_assert!(slot.references == 0 && slot.bytes.is_empty());
+        slot.references = 1;
+        slot.topic_len = new.topic.len() as u32;
+        slot.forwarded_len = new.forwarded.len() as u32;
+        slot.qos = new.qos;
+        slot.retain = new.retain;
+        slot.deadline = new.deadline;
+        slot.id = new.id;
+        slot.publisher = new.publisher.cloned();
+        let small = if large { 0 } else { new.payload.bytes.len() };
+        slot.bytes.reserve_exact(new.topic.len() + new.forwarded.len() + small);
+        slot.bytes.extend_from_slice(new.topic.as_bytes());
+        slot.bytes.extend_from_slice(new.forwarded);
+        if large {
+            slot.shared = new.payload.to_shared();
+        } else {
+            slot.bytes.extend_from_slice(new.payload.bytes);
+        }
+        self.bytes += slot.size();
+        MessageKey(index)
+    }
+
+    /// One more holder.
+    pub(crate) fn retain(&mut self, key: MessageKey) -> MessageKey {
+        self.slots[key.0 as usize].references += 1;
+        key
+    }
+
+    /// One holder less; the last one frees it.
+    pub(crate) fn release(&mut self, key: MessageKey) {
+        let slot = &mut self.slots[key.0 as usize];
+        debug_assert!(slot.references > 0, "released once per reference");
+        slot.references -= 1;
+        if slot.references > 0 {
+            return;
+        }
+        self.bytes -= slot.size();
+        slot.shared = Bytes::new();
+        slot.publisher = None;
+        slot.bytes.clear();
+        slot.bytes.shrink_to(RECYCLED_BYTES_MAX);
+        self.free.push(key.0);
+    }
+
+    /// Takes the content out, to be used while the arena changes; [`Messages::give_back`] ends
+    /// that, and the caller's reference with it. Nobody else holds one.
+    pub(crate) fn take(&mut self, key: MessageKey) -> Stored {
+        let slot = &mut self.slots[key.0 as usize];
+        debug_assert_eq!(slot.references, 1, "taken by its only holder");
+        std::mem::replace(slot, Stored::empty(1))
+    }
+
+    /// Ends [`Messages::take`].
+    pub(crate) fn give_back(&mut self, key: MessageKey, stored: Stored) {
+        self.slots[key.0 as usize] = stored;
+        self.release(key);
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, key: MessageKey) -> &Stored {
+        &self.slots[key.0 as usize]
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Messages held.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_message<'a>(topic: &'a str, payload: &'a [u8]) -> NewMessage<'a> {
+        NewMessage {
+            topic,
+            forwarded: b"xy",
+            payload: Payload { bytes: payload, shared: None },
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            deadline: None,
+            id: None,
+            publisher: None,
+        }
+    }
+
+    #[test]
+    fn the_last_holder_frees_it_and_its_buffer_is_used_again() {
+        let mut messages = Messages::default();
+        let key = messages.insert(new_message("a/b", b"payload"));
+        messages.retain(key);
+        messages.release(key);
+        let stored = messages.get(key);
+        assert_eq!((stored.topic(), stored.forwarded()), ("a/b", &b"xy"[..]));
+        assert_eq!(stored.payload().bytes, b"payload");
+        messages.release(key);
+        assert_eq!((messages.bytes(), messages.len()), (0, 0));
+        assert_eq!(messages.insert(new_message("c", b"")), key);
+        assert_eq!(messages.get(key).payload().bytes, b"");
+    }
+
+    #[test]
+    fn large_payloads_are_shared_and_counted() {
+        let mut messages = Messages::default();
+        let large = Bytes::from(vec![7u8; SHARE_PAYLOAD_FROM]);
+        let payload = Payload { bytes: &large, shared: Some(&large) };
+        let key = messages.insert(NewMessage { payload, ..new_message("t", b"") });
+        assert_eq!(messages.get(key).payload().bytes.as_ptr(), large.as_ptr());
+        assert!(messages.bytes() >= SHARE_PAYLOAD_FROM);
+        messages.release(key);
+        assert_eq!(messages.bytes(), 0);
+    }
+}

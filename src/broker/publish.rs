@@ -1,0 +1,394 @@
+//! From publishers: PUBLISH and PUBREL.
+//!
+//! Checks come before any effect, so that a packet that has to wait can be offered again: then
+//! nothing of it has happened. What is accepted goes to the routing half, and its answer leaves at
+//! once or when its record is committed, in the order of the PUBLISHes.
+#![forbid(unsafe_code)]
+
+use std::num::NonZeroU16;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::clock::Time;
+use crate::codec::mqtt::{Ack, PacketId, Publish, QoS, ReasonCode, Version};
+use crate::ids::ConnId;
+
+use super::change::{Parked, Record};
+use super::deliver::{Memo, Publication};
+use super::inflight::Held;
+use super::message::Payload;
+use super::session::SessionKey;
+use super::{Broker, Frame, Step, Wait, route};
+
+/// Buffers of the publication in hand.
+#[derive(Debug, Default)]
+pub(crate) struct Publishing {
+    forwarded: Vec<u8>,
+}
+
+/// A buffer for forwarded properties is kept up to this size.
+const FORWARDED_BYTES_KEPT: usize = 64 * 1024;
+
+impl Broker {
+    /// PUBLISH (3.3).
+    pub(super) fn on_publish(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        publish: &Publish<'_>,
+        frame: Frame<'_>,
+    ) -> Step {
+        if let Err(reason) = self.check_publish(publish) {
+            return self.protocol_error(now, conn, reason);
+        }
+        let Some(alias) = publish.properties.topic_alias else {
+            return self.publish_to(now, conn, publish, publish.topic, frame);
+        };
+        // The topic leaves the table while the broker works with it.
+        let topic = match self.take_alias(conn, alias, publish.topic) {
+            Ok(topic) => topic,
+            Err(reason) => return self.protocol_error(now, conn, reason),
+        };
+        let step = self.publish_to(now, conn, publish, &topic, frame);
+        if let Some(cold) = self.conns.get_mut(conn).and_then(|conn| conn.cold.as_mut())
+            && let Some(slot) = cold.aliases.get_mut(usize::from(alias.get()) - 1)
+        {
+            *slot = Some(topic);
+        }
+        step
+    }
+
+    /// What the server does not support [MQTT-3.2.2-11], [MQTT-3.2.2-14].
+    fn check_publish(&self, publish: &Publish<'_>) -> Result<(), ReasonCode> {
+        if publish.qos > self.config.maximum_qos {
+            return Err(ReasonCode::QOS_NOT_SUPPORTED);
+        }
+        if publish.retain && !self.config.retain_available {
+            return Err(ReasonCode::RETAIN_NOT_SUPPORTED);
+        }
+        Ok(())
+    }
+
+    /// The topic that an alias stands for, after this packet (3.3.2.3.4).
+    fn take_alias(
+        &mut self,
+        conn: ConnId,
+        alias: NonZeroU16,
+        topic: &str,
+    ) -> Result<Box<str>, ReasonCode> {
+        // [MQTT-3.3.2-9]
+        if alias.get() > self.config.topic_alias_maximum {
+            return Err(ReasonCode::TOPIC_ALIAS_INVALID);
+        }
+        let cold = self.conns.get_mut(conn).and_then(|conn| conn.cold.as_mut());
+        let aliases = &mut cold.ok_or(ReasonCode::UNSPECIFIED_ERROR)?.aliases;
+        let index = usize::from(alias.get()) - 1;
+        if index >= aliases.len() {
+            aliases.resize_with(index + 1, || None);
+        }
+        let known = aliases[index].take();
+        if topic.is_empty() {
+            return known.ok_or(ReasonCode::PROTOCOL_ERROR);
+        }
+        Ok(known.filter(|known| **known == *topic).unwrap_or_else(|| topic.into()))
+    }
+
+    fn publish_to(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        publish: &Publish<'_>,
+        topic: &str,
+        frame: Frame<'_>,
+    ) -> Step {
+        let Some(key) = self.conns.get(conn).and_then(|conn| conn.session) else {
+            return Step::Close;
+        };
+        if let Some(id) = publish.packet_id {
+            if publish.qos == QoS::ExactlyOnce && self.held(key, id) != Held::No {
+                // [MQTT-4.3.3-10]: it is here already, and takes no slot of the quota. Its record
+                // may be under way still (SHARDS.md J4).
+                self.stats.duplicates_in += 1;
+                let pending = self.pending_of(key);
+                self.use_slot(conn, key, id, Held::Earlier);
+                self.answer_publish(conn, pending, Parked::PubRec(id, ReasonCode::SUCCESS));
+                return Step::Next;
+            }
+            if self.is_quota_used(conn) {
+                // [MQTT-3.3.4-9]
+                return self.protocol_error(now, conn, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
+            }
+            if self.changes.is_full() {
+                return Step::Wait;
+            }
+        }
+        if route::may_publish(self, topic) == Err(Wait) {
+            return Step::Wait;
+        }
+        self.count_in(publish.qos);
+        if let Some(refusal) = self.refusal(key, topic) {
+            return self.refuse_publish(now, conn, key, publish, refusal);
+        }
+        self.accept_publish(now, conn, key, publish, topic, frame);
+        Step::Next
+    }
+
+    /// Why a publication is not taken, if it is not.
+    fn refusal(&mut self, key: SessionKey, topic: &str) -> Option<ReasonCode> {
+        if self.messages.bytes() > self.config.memory_budget {
+            return Some(ReasonCode::QUOTA_EXCEEDED);
+        }
+        let session = self.sessions.get(key)?;
+        let allowed = self.auth.may_publish(&session.client_id, topic);
+        (!allowed).then_some(ReasonCode::NOT_AUTHORIZED)
+    }
+
+    /// A refused publication: 5.0 has a code for it. Before, there is only the positive answer
+    /// (which the specification allows for what is not authorized), or the end of the connection.
+    fn refuse_publish(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        key: SessionKey,
+        publish: &Publish<'_>,
+        reason: ReasonCode,
+    ) -> Step {
+        let Some(id) = publish.packet_id else {
+            match reason {
+                ReasonCode::NOT_AUTHORIZED => self.stats.dropped_not_authorized += 1,
+                _ => self.stats.dropped_memory += 1,
+            }
+            return Step::Next;
+        };
+        self.stats.publishes_refused += 1;
+        let is_v5 = self.version(conn) == Version::V5;
+        if !is_v5 && reason != ReasonCode::NOT_AUTHORIZED {
+            return self.disconnect(now, conn, reason);
+        }
+        if publish.qos == QoS::AtLeastOnce {
+            self.use_slot(conn, key, id, Held::No);
+            self.answer_publish(conn, None, Parked::PubAck(id, reason));
+        } else {
+            // With an error the exchange is over; 3.x goes through all of it.
+            let held = if is_v5 { Held::No } else { Held::Present };
+            self.use_slot(conn, key, id, held);
+            self.answer_publish(
+                conn,
+                None,
+                Parked::PubRec(id, if is_v5 { reason } else { ReasonCode::SUCCESS }),
+            );
+        }
+        Step::Next
+    }
+
+    fn accept_publish(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        key: SessionKey,
+        publish: &Publish<'_>,
+        topic: &str,
+        frame: Frame<'_>,
+    ) {
+        let Some(publisher_id) = self.sessions.get(key).map(|session| session.client_id.clone())
+        else {
+            return;
+        };
+        let mut forwarded = std::mem::take(&mut self.publishing.forwarded);
+        forwarded.clear();
+        publish.properties.append_forwarded(&mut forwarded);
+        let shared = frame.shared.map(|frame| shared_tail(frame, publish.payload.len()));
+        let mut publication = Publication {
+            topic,
+            payload: Payload { bytes: publish.payload, shared: shared.as_ref() },
+            qos: publish.qos,
+            retain: publish.retain,
+            deadline: publish.properties.message_expiry_interval.map(|secs| now.plus_secs(secs)),
+            forwarded: &forwarded,
+            publisher: Some(key),
+            publisher_id: &publisher_id,
+            id: None,
+            memo: Memo::default(),
+        };
+        let change = self.record_publish(&mut publication, publish.packet_id, &publisher_id);
+        match publish.packet_id {
+            None => {
+                self.route(now, &mut publication);
+            }
+            Some(id) if publish.qos == QoS::AtLeastOnce => {
+                self.use_slot(conn, key, id, Held::No);
+                let receivers = self.route(now, &mut publication);
+                let reason = self.receipt(conn, receivers);
+                self.answer_publish(conn, change, Parked::PubAck(id, reason));
+            }
+            Some(id) => {
+                self.use_slot(conn, key, id, Held::Present);
+                let is_behind = self.conns.get(conn).is_some_and(|conn| conn.parked > 0);
+                if change.is_some() || is_behind {
+                    // SHARDS.md J2, and H7: later QoS 2 waits behind it, durable or not.
+                    let message = self.messages.insert(publication.to_message(Some(&publisher_id)));
+                    let forward = Parked::Forward { message, packet_id: id, session: key };
+                    self.answer_publish(conn, change, forward);
+                } else {
+                    let receivers = self.route(now, &mut publication);
+                    let reason = self.receipt(conn, receivers);
+                    self.answer_publish(conn, None, Parked::PubRec(id, reason));
+                }
+            }
+        }
+        forwarded.shrink_to(FORWARDED_BYTES_KEPT);
+        self.publishing.forwarded = forwarded;
+    }
+
+    /// Records a publication that a durable session wants, or that is retained (SHARDS.md J1); the
+    /// change that its answer waits for, if it waits.
+    pub(super) fn record_publish(
+        &mut self,
+        publication: &mut Publication<'_>,
+        packet_id: Option<PacketId>,
+        publisher: &Rc<str>,
+    ) -> Option<u64> {
+        if !self.changes.is_enabled() {
+            return None;
+        }
+        let at_least_once = publication.qos > QoS::AtMostOnce;
+        let is_wanted = at_least_once && route::is_wanted_durably(self, publication.topic);
+        if !publication.retain && !is_wanted {
+            return None;
+        }
+        let message = self.changes.next_message_id();
+        publication.id = Some(message);
+        let record = Record::Publish {
+            message,
+            publisher: publisher.clone(),
+            packet_id: packet_id.filter(|_| publication.qos == QoS::ExactlyOnce),
+            topic: publication.topic.into(),
+            forwarded: publication.forwarded.into(),
+            payload: publication.payload.to_shared(),
+            qos: publication.qos,
+            retain: publication.retain,
+            deadline: publication.deadline,
+            is_will: packet_id.is_none(),
+        };
+        let change = self.changes.record(&mut self.out.changes, record);
+        at_least_once.then_some(change)
+    }
+
+    /// Gives a publication to the routing half; whether anybody receives it.
+    pub(super) fn route(&mut self, now: Time, publication: &mut Publication<'_>) -> bool {
+        let routed = route::publish(self, now, publication);
+        if !routed.receivers {
+            self.stats.messages_unmatched += 1;
+        }
+        routed.receivers
+    }
+
+    /// The reason of a positive PUBACK or PUBREC.
+    pub(super) fn receipt(&self, conn: ConnId, receivers: bool) -> ReasonCode {
+        if receivers || self.version(conn) != Version::V5 {
+            ReasonCode::SUCCESS
+        } else {
+            ReasonCode::NO_MATCHING_SUBSCRIBERS
+        }
+    }
+
+    /// PUBREL (3.6) of a message that we received.
+    pub(super) fn on_pubrel(&mut self, conn: ConnId, ack: &Ack<'_>) -> Step {
+        let id = ack.packet_id;
+        let Some(key) = self.conns.get(conn).and_then(|conn| conn.session) else {
+            return Step::Close;
+        };
+        let Some(session) = self.sessions.get_mut(key) else { return Step::Close };
+        let held = session.inbound.as_mut().map_or(Held::No, |inbound| inbound.release(id));
+        if held == Held::No {
+            self.stats.acks_unknown += 1;
+            let reason = ReasonCode::PACKET_IDENTIFIER_NOT_FOUND;
+            self.answer_pubrel(conn, None, id, reason);
+            return Step::Next;
+        }
+        let is_recorded = self.changes.is_enabled() && session.is_durable();
+        let client_id = is_recorded.then(|| session.client_id.clone());
+        if held == Held::Present
+            && let Some(conn) = self.conns.get_mut(conn)
+        {
+            conn.inbound_used = conn.inbound_used.saturating_sub(1);
+        }
+        let change = client_id.map(|client_id| {
+            let record = Record::Released { client_id, packet_id: id };
+            self.changes.record(&mut self.out.changes, record)
+        });
+        self.answer_pubrel(conn, change, id, ReasonCode::SUCCESS);
+        Step::Next
+    }
+
+    /// PUBCOMP, when the change is committed (SHARDS.md J4).
+    fn answer_pubrel(
+        &mut self,
+        conn: ConnId,
+        change: Option<u64>,
+        id: PacketId,
+        reason: ReasonCode,
+    ) {
+        match change {
+            Some(change) => self.changes.park(change, conn, Parked::PubComp(id, reason)),
+            None => {
+                let packet = crate::codec::mqtt::Packet::PubComp(Ack::new(id, reason));
+                self.write(conn, &packet);
+            }
+        }
+    }
+
+    fn held(&self, key: SessionKey, id: PacketId) -> Held {
+        let inbound = self.sessions.get(key).and_then(|session| session.inbound.as_ref());
+        inbound.map_or(Held::No, |inbound| inbound.get(id))
+    }
+
+    /// The change that an answer for this session may have to wait for.
+    fn pending_of(&self, key: SessionKey) -> Option<u64> {
+        if !self.changes.is_enabled() {
+            return None;
+        }
+        self.sessions.get(key).and_then(|_| self.changes.pending())
+    }
+
+    /// A QoS 1 or 2 publication takes a slot of the client's quota, unless it is a repeated one;
+    /// `held` says what its packet id is from now on.
+    fn use_slot(&mut self, conn: ConnId, key: SessionKey, id: PacketId, held: Held) {
+        if held != Held::Earlier
+            && let Some(conn) = self.conns.get_mut(conn)
+        {
+            conn.inbound_used += 1;
+        }
+        if held == Held::Present
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            session.inbound.get_or_insert_with(Box::default).hold(id);
+        }
+    }
+
+    /// 3.x knows no quota; the number of packet ids is its bound.
+    fn is_quota_used(&self, conn: ConnId) -> bool {
+        self.conns.get(conn).is_some_and(|conn| {
+            conn.version() == Version::V5
+                && conn.inbound_used >= u32::from(self.config.receive_maximum)
+        })
+    }
+
+    fn count_in(&mut self, qos: QoS) {
+        match qos {
+            QoS::AtMostOnce => self.stats.messages_in_qos0 += 1,
+            QoS::AtLeastOnce => self.stats.messages_in_qos1 += 1,
+            QoS::ExactlyOnce => self.stats.messages_in_qos2 += 1,
+        }
+    }
+
+    pub(super) fn version(&self, conn: ConnId) -> Version {
+        self.conns.get(conn).map_or(Version::V311, super::conn::Conn::version)
+    }
+}
+
+/// The last `len` bytes of a frame, which are its payload.
+fn shared_tail(frame: &Bytes, len: usize) -> Bytes {
+    frame.slice(frame.len().saturating_sub(len)..)
+}

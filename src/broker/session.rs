@@ -1,0 +1,156 @@
+//! Sessions: what is kept for a client id, connected or not.
+//!
+//! Owns the table of sessions and the index by client id. Invariants: a client id names at most
+//! one session; a session's `conn` names a connection whose `session` names it, or is None.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+
+use crate::clock::Time;
+use crate::ids::ConnId;
+
+use super::inflight::{Inbound, Outbound};
+use super::message::Messages;
+use super::queue::Queue;
+use super::subscribe::SessionSubscriptions;
+use super::timers::TimerKey;
+use super::will::Will;
+
+/// One session of this shard. A slot is used again with a new generation, so that a key outlives
+/// its session without naming another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SessionKey {
+    index: u32,
+    generation: u32,
+}
+
+/// "For ever" as a Session Expiry Interval.
+pub(crate) const NEVER: u32 = u32::MAX;
+
+/// What is kept for a client id.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client_id: Rc<str>,
+    pub(crate) conn: Option<ConnId>,
+    /// Session Expiry Interval, in seconds.
+    pub(crate) expiry_secs: u32,
+    pub(crate) expiry_timer: Option<TimerKey>,
+    /// When it ends, while it has no connection and does not live for ever.
+    pub(crate) ends_at: Option<Time>,
+    pub(crate) will: Option<Box<Will>>,
+    pub(crate) will_timer: Option<TimerKey>,
+    /// QoS 1 and 2 towards the client: exists from the first such message on.
+    pub(crate) outgoing: Option<Box<Outgoing>>,
+    /// QoS 2 from the client: exists from the first such message on.
+    pub(crate) inbound: Option<Box<Inbound>>,
+    pub(crate) subscriptions: SessionSubscriptions,
+}
+
+/// QoS 1 and 2 messages towards a client.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    pub(crate) exchanges: Outbound,
+    pub(crate) queue: Queue,
+}
+
+impl Session {
+    /// Whether it outlives its connection, and so a restart.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.expiry_secs > 0
+    }
+
+    /// Gives back the messages that it holds.
+    pub(crate) fn release_messages(&mut self, messages: &mut Messages) -> u64 {
+        let Some(mut outgoing) = self.outgoing.take() else { return 0 };
+        let exchanges = outgoing.exchanges.drain().filter_map(|exchange| exchange.queued);
+        let mut count = 0;
+        for queued in exchanges.chain(outgoing.queue.drain()) {
+            messages.release(queued.message);
+            count += 1;
+        }
+        count
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    session: Option<Session>,
+}
+
+/// All sessions of this shard.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_client_id: HashMap<Rc<str>, SessionKey, FixedState>,
+}
+
+impl Sessions {
+    pub(crate) fn new(seed: u64) -> Self {
+        let by_client_id = HashMap::with_hasher(FixedState::with_seed(seed));
+        Self { slots: Vec::new(), free: Vec::new(), by_client_id }
+    }
+
+    pub(crate) fn find(&self, client_id: &str) -> Option<SessionKey> {
+        self.by_client_id.get(client_id).copied()
+    }
+
+    /// A new session; there is none of this client id.
+    pub(crate) fn insert(&mut self, client_id: &str) -> SessionKey {
+        let client_id: Rc<str> = client_id.into();
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        let key = SessionKey { index, generation: slot.generation };
+        slot.session = Some(Session {
+            client_id: client_id.clone(),
+            conn: None,
+            expiry_secs: 0,
+            expiry_timer: None,
+            ends_at: None,
+            will: None,
+            will_timer: None,
+            outgoing: None,
+            inbound: None,
+            subscriptions: SessionSubscriptions::default(),
+        });
+        let previous = self.by_client_id.insert(client_id, key);
+        debug_assert!(previous.is_none(), "one session per client id");
+        key
+    }
+
+    /// Takes a session out of the table.
+    pub(crate) fn remove(&mut self, key: SessionKey) -> Option<Session> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        if slot.generation != key.generation {
+            return None;
+        }
+        let session = slot.session.take()?;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(key.index);
+        self.by_client_id.remove(&session.client_id);
+        Some(session)
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, key: SessionKey) -> Option<&Session> {
+        let slot = self.slots.get(key.index as usize)?;
+        slot.session.as_ref().filter(|_| slot.generation == key.generation)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: SessionKey) -> Option<&mut Session> {
+        let slot = self.slots.get_mut(key.index as usize)?;
+        slot.session.as_mut().filter(|_| slot.generation == key.generation)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_client_id.len()
+    }
+}
