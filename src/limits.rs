@@ -74,6 +74,24 @@ pub const SPILL_BYTES_MARK: usize = 1024 * 1024;
 pub const QUESTIONS_MAX: usize = 256;
 /// Retained messages in one answer to a replay's question.
 pub const REPLAY_PIECE: usize = 64;
+/// Their bytes, beyond which an answer is cut after the message that crossed it.
+pub const REPLAY_PIECE_BYTES: usize = 128 * 1024;
+/// Stored topics looked at for one piece of a replay, matching or not.
+pub const REPLAY_STEPS: usize = 4096;
+/// Pieces of replays in one tick.
+pub const REPLAY_PIECES_PER_TICK: usize = 64;
+/// Topics that one shard remembers as seen live while answers to replays are awaited.
+pub const REPLAY_FRESH_MAX: usize = 16_384;
+/// Retained messages that one shard owns.
+pub const RETAINED_TOPICS_MAX: usize = 4_000_000;
+/// How long other shards go on forwarding what nobody here wants any more.
+pub const INTEREST_LINGER: Duration = Duration::from_millis(500);
+/// Filters that linger so; more are lowered at once.
+pub const INTEREST_LINGER_MAX: usize = 4096;
+/// Topics of which a shard remembers who receives them; a power of two.
+pub const MATCH_CACHE_LEN: usize = 4096;
+/// Subscriptions that one remembered topic may hold beyond the topic tree's own lists.
+pub const MATCH_CACHE_MERGED_MAX: usize = 256;
 /// Wills, expiries and moves handled in one tick (SHARDS.md L5).
 pub const DEFERRED_PER_TICK: usize = 128;
 
@@ -139,6 +157,7 @@ pub const BENCH_GOODBYE: Duration = Duration::from_secs(2);
 const _: () = {
     assert!(RECV_BUFFERS.is_power_of_two() && RECV_BUFFERS <= 32_768, "a provided-buffer ring");
     assert!(RING_ENTRIES.is_power_of_two());
+    assert!(MATCH_CACHE_LEN.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
     assert!(STOP_WAIT.as_secs() > 2 * SHUTDOWN_FLUSH.as_secs());
     assert!(CONNECT_SIZE_MAX <= PACKET_SIZE_DEFAULT);

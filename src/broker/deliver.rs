@@ -21,13 +21,13 @@ use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode, Versi
 use crate::ids::ConnId;
 use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
 
-use super::Broker;
 use super::change::{Parked, Record};
 use super::conn::{Conn, Conns, State};
 use super::inflight::Stage;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Stored};
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
+use super::{Broker, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -55,6 +55,14 @@ pub(crate) struct Memo {
     /// Names it among the variants' owners; 0 as long as nothing was encoded.
     serial: Cell<u64>,
     stored: Cell<Option<MessageKey>>,
+}
+
+impl Memo {
+    /// Of a publication that is made from a stored message, which stays as long as that is
+    /// delivered.
+    pub(crate) fn stored_as(key: MessageKey) -> Self {
+        Self { serial: Cell::default(), stored: Cell::new(Some(key)) }
+    }
 }
 
 impl Publication<'_> {
@@ -448,7 +456,7 @@ impl Broker {
             match self.pump_one(now, key) {
                 Pumped::Sent => {}
                 Pumped::Recorded(conn, queued) => self.begin_recorded(key, conn, queued),
-                Pumped::Done => return,
+                Pumped::Done => return replay::on_room(self, key),
             }
         }
     }
@@ -643,8 +651,9 @@ impl Broker {
         if let Some(queued) = finished {
             self.messages.release(queued.message);
         }
-        if !is_idle {
-            self.pump(now, key);
+        match is_idle {
+            true => replay::on_room(self, key),
+            false => self.pump(now, key),
         }
     }
 }

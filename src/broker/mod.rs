@@ -10,7 +10,7 @@
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
 //! (outbound), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
-//! `interest`, `retained`, `shared_sub` and `entry`.
+//! `interest`, `retained`, `replay`, `shared_sub` and `entry`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
 //! connection that is closing has no session; everything dropped has a counter in [`Stats`].
@@ -27,6 +27,7 @@ pub(crate) mod interest;
 pub(crate) mod message;
 mod publish;
 pub(crate) mod queue;
+pub(crate) mod replay;
 pub(crate) mod retained;
 pub(crate) mod route;
 pub(crate) mod session;
@@ -248,8 +249,10 @@ pub struct Broker {
     pub(crate) changes: change::Changes,
     pub(crate) assigner: connect::Assigner,
     pub(crate) stats: Stats,
+    pub(crate) topic_tree: topic_tree::TopicTree<subscribe::FilterState>,
     pub(crate) interest: interest::Interest,
     pub(crate) retained: retained::Retained,
+    pub(crate) replays: replay::Replays,
     pub(crate) shared_subs: shared_sub::SharedSubs,
     pub(crate) subscribing: subscribe::Subscribing,
     pub(crate) routing: route::Routing,
@@ -283,8 +286,10 @@ impl Broker {
             changes: change::Changes::new(place.shard, config.record_changes),
             assigner: connect::Assigner::new(seed),
             stats: Stats::default(),
+            topic_tree: topic_tree::TopicTree::new(seed),
             interest: interest::Interest::new(place, seed),
             retained: retained::Retained::new(place, seed),
+            replays: replay::Replays::new(place, seed),
             shared_subs: shared_sub::SharedSubs::new(place, seed),
             subscribing: subscribe::Subscribing::new(place, seed),
             routing: route::Routing::new(place, seed),
@@ -399,11 +404,18 @@ impl Broker {
         self.wills.start_tick();
         self.run_due_wills(now);
         self.run_timers(now);
+        subscribe::lower_interest(self, now);
+        retained::expire(self, now);
+        replay::run(self, now);
     }
 
     /// When [`Broker::handle_timeouts`] has something to do next.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.wills.is_ready() { Some(Time::ZERO) } else { self.timers.next_deadline() }
+        if self.wills.is_ready() || self.replays.is_ready() {
+            return Some(Time::ZERO);
+        }
+        let routing = [self.interest.next_deadline(), self.retained.next_deadline()];
+        routing.into_iter().chain([self.timers.next_deadline()]).flatten().min()
     }
 
     /// All changes with numbers up to `change` are durable.

@@ -1,53 +1,547 @@
-//! From a publisher to its receivers: to be filled.
+//! The way of a message from its publisher to whoever receives it, on this shard and on others.
+//!
+//! [`publish`] finds once who is interested: the filters of this shard, the groups, the other
+//! shards. It delivers here, appends one entry for each other shard that has a duty, and gives a
+//! retained message its number. [`on_batch`] is the other end of a lane.
+//!
+//! Choices where the specification leaves one: a session whose filters overlap gets one copy, at
+//! the highest of their QoS `[MQTT-3.3.4-2]`, with the identifiers of all of them
+//! `[MQTT-3.3.4-3]`, RETAIN kept if any of them asked for that; a filter with No Local counts for
+//! nothing when the client itself publishes.
+//!
+//! Owns the memory of matches: a topic that is published again finds its receivers by one
+//! comparison, as long as no subscription has changed. Invariants: a remembered match is used only
+//! in the generation in which it was made; publishing does not allocate once that memory is warm.
 #![forbid(unsafe_code)]
 
 use crate::clock::Time;
 use crate::ids::{ShardId, ShardSet};
+use crate::limits::{MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX};
 
-use super::deliver::Publication;
-use super::{Batch, Broker, Place, Wait};
+use super::deliver::{self, Publication, Terms};
+use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
+use super::retained::{self, Store};
+use super::session::SessionKey;
+use super::shared_sub::GroupId;
+use super::subscribe::{self, FilterState, Subscription};
+use super::topic_tree::{FilterId, TopicTree};
+use super::{Broker, Place, Wait, replay};
 
 /// What became of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Routed {
-    /// Whether anybody receives it.
+    /// Whether anybody may receive it. False is certain.
     pub(crate) receivers: bool,
 }
 
-/// State of the routing.
+/// Who is interested in a topic.
+#[derive(Debug, Default)]
+struct Matches {
+    /// Filters with subscribers here.
+    filters: Vec<FilterId>,
+    /// If there are several filters, their subscribers by session.
+    merged: Vec<Merged>,
+    parts: Vec<Subscription>,
+    groups: Vec<GroupId>,
+    remote: ShardSet,
+    /// A durable session of some shard wants it at QoS 1 or 2; groups aside.
+    durable: bool,
+}
+
+/// A session with the subscriptions by which it wants a topic: a range of `parts`.
+#[derive(Clone, Copy, Debug)]
+struct Merged {
+    session: SessionKey,
+    start: u32,
+    end: u32,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    topic: String,
+    generation: u64,
+    matches: Matches,
+}
+
+/// See the module's text.
 #[derive(Debug)]
-pub(crate) struct Routing;
+pub(crate) struct Routing {
+    /// Lanes that take no more publishes for now.
+    full: ShardSet,
+    remembered: Vec<Remembered>,
+    generation: u64,
+    /// The groups of the publication in hand, each with the shard that was picked.
+    picked: Vec<(ShardId, GroupId)>,
+    /// The subscription identifiers of the delivery in hand.
+    ids: Vec<u32>,
+    ending: Ending,
+}
+
+/// The protocol of section 7: nobody leaves while something may still come to it.
+#[derive(Debug, Default)]
+struct Ending {
+    began: bool,
+    first: ShardSet,
+    said_second: bool,
+    second: ShardSet,
+}
 
 impl Routing {
     pub(crate) fn new(_place: Place, _seed: u64) -> Self {
-        Self
+        Self {
+            full: ShardSet::EMPTY,
+            remembered: Vec::new(),
+            generation: 1,
+            picked: Vec::new(),
+            ids: Vec::new(),
+            ending: Ending::default(),
+        }
+    }
+
+    /// A subscription or a shard's interest has changed.
+    pub(crate) fn forget_matches(&mut self) {
+        self.generation += 1;
+    }
+
+    /// Whether no new questions are to be asked.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.began
+    }
+
+    /// Takes a slot out of the memory; it goes back with [`Routing::put_back`].
+    #[inline]
+    fn take(&mut self, hash: u64) -> Remembered {
+        if self.remembered.is_empty() {
+            self.remembered.resize_with(MATCH_CACHE_LEN, Remembered::default);
+        }
+        std::mem::take(&mut self.remembered[slot(hash)])
+    }
+
+    #[inline]
+    fn put_back(&mut self, hash: u64, remembered: Remembered) {
+        if remembered.matches.parts.len() <= MATCH_CACHE_MERGED_MAX {
+            self.remembered[slot(hash)] = remembered;
+        }
     }
 }
 
-/// Whether a publication to this topic may be taken now.
-pub(crate) fn may_publish(_broker: &Broker, _topic: &str) -> Result<(), Wait> {
-    Ok(())
+#[inline]
+fn slot(hash: u64) -> usize {
+    hash as usize & (MATCH_CACHE_LEN - 1)
 }
 
-/// Whether a session that outlives its connection wants this topic at QoS 1 or 2, anywhere.
-pub(crate) fn is_wanted_durably(_broker: &Broker, _topic: &str) -> bool {
-    false
+impl Matches {
+    fn fill(
+        &mut self,
+        tree: &TopicTree<FilterState>,
+        exactly: super::interest::Wanted,
+        topic: &str,
+    ) {
+        self.filters.clear();
+        self.merged.clear();
+        self.parts.clear();
+        self.groups.clear();
+        self.remote = exactly.shards;
+        self.durable = !exactly.durable.is_empty();
+        tree.visit_matches(topic, |id, state| {
+            if !state.subscribers.is_empty() {
+                self.filters.push(id);
+            }
+            self.groups.extend_from_slice(&state.groups);
+            self.remote = self.remote.union(state.remote.shards);
+            self.durable |= state.durable > 0 || !state.remote.durable.is_empty();
+        });
+        if self.filters.len() > 1 {
+            self.merge(tree);
+        }
+    }
+
+    /// Of the subscribers of several filters, each session once.
+    fn merge(&mut self, tree: &TopicTree<FilterState>) {
+        let subscribers = self.filters.iter().flat_map(|filter| &tree[*filter].subscribers);
+        let mut all: Vec<_> = subscribers.map(|s| (s.session, s.subscription)).collect();
+        all.sort_by_key(|(session, _)| *session);
+        for (session, subscription) in all {
+            let end = self.parts.len() as u32 + 1;
+            self.parts.push(subscription);
+            match self.merged.last_mut() {
+                Some(last) if last.session == session => last.end = end,
+                _ => self.merged.push(Merged { session, start: end - 1, end }),
+            }
+        }
+    }
+
+    fn has_receivers(&self) -> bool {
+        !self.filters.is_empty() || !self.remote.is_empty()
+    }
 }
 
-/// Gives a publication to all its receivers.
-pub(crate) fn publish(
+/// Who is interested in this topic, remembered or found.
+#[inline]
+fn find(broker: &mut Broker, hash: u64, topic: &str) -> Remembered {
+    let generation = broker.routing.generation;
+    let mut found = broker.routing.take(hash);
+    if found.generation != generation || found.topic != topic {
+        found.generation = generation;
+        found.topic.clear();
+        found.topic.push_str(topic);
+        let exactly = broker.interest.wanted_exactly(hash);
+        found.matches.fill(&broker.topic_tree, exactly, topic);
+    }
+    found
+}
+
+/// Whether a publish to this topic may be read now: not while a lane that it may have to go
+/// through is full (SHARDS.md L7).
+pub(crate) fn may_publish(broker: &Broker, topic: &str) -> Result<(), Wait> {
+    let full = broker.routing.full;
+    if full.is_empty() {
+        return Ok(());
+    }
+    let hash = broker.interest.topic_hash(topic);
+    let mut towards = broker.interest.wanted_exactly(hash).shards;
+    // If it is retained: nearly nobody pays this, so nobody says whether it is.
+    towards.insert(broker.place.key.owner_of(topic, broker.place.shards));
+    broker.topic_tree.visit_matches(topic, |_, state| {
+        towards = towards.union(state.remote.shards);
+        for group in &state.groups {
+            broker.shared_subs.get(*group).remote_shards().for_each(|shard| towards.insert(shard));
+        }
+    });
+    if towards.intersection(full).is_empty() { Ok(()) } else { Err(Wait) }
+}
+
+/// Whether a session that outlives its connection wants messages of this topic at QoS 1 or 2, on
+/// whichever shard (SHARDS.md I3).
+pub(crate) fn is_wanted_durably(broker: &mut Broker, topic: &str) -> bool {
+    let hash = broker.interest.topic_hash(topic);
+    let found = find(broker, hash, topic);
+    let mut groups = found.matches.groups.iter();
+    let is_wanted =
+        found.matches.durable || groups.any(|group| broker.shared_subs.get(*group).is_durable());
+    broker.routing.put_back(hash, found);
+    is_wanted
+}
+
+/// The lanes that are full now. Tells whether one no longer is.
+pub(crate) fn set_full_lanes(broker: &mut Broker, full: ShardSet) -> bool {
+    let before = std::mem::replace(&mut broker.routing.full, full);
+    before.intersection(full) != before
+}
+
+/// Gives a publication of this shard to all who receive it. It cannot be refused or wait any more.
+pub(crate) fn publish(broker: &mut Broker, now: Time, publication: &Publication<'_>) -> Routed {
+    let hash = broker.interest.topic_hash(publication.topic);
+    let found = find(broker, hash, publication.topic);
+    let matches = &found.matches;
+    let me = broker.place.shard;
+    let stamp = publication.retain.then(|| broker.retained.next_stamp(publication.topic));
+    let message = Message::of(publication);
+    to_plain(broker, now, publication, matches);
+    if let Some(stamp) = stamp {
+        broker.replays.on_live(me, stamp, hash, !matches.filters.is_empty());
+        if stamp.owner == me {
+            retained::store(broker, now, &Store { message, origin: me, number: stamp.number });
+        }
+    }
+    let mut receivers = matches.has_receivers();
+    let mut picked = std::mem::take(&mut broker.routing.picked);
+    for &group in &matches.groups {
+        match broker.shared_subs.pick_shard(group) {
+            Some(shard) if shard == me => to_member(broker, now, publication, group),
+            Some(shard) => picked.push((shard, group)),
+            None => continue,
+        }
+        receivers = true;
+    }
+    if broker.place.shards > 1 {
+        to_shards(broker, &message, matches.remote, stamp, &picked);
+    }
+    picked.clear();
+    broker.routing.picked = picked;
+    broker.routing.put_back(hash, found);
+    Routed { receivers }
+}
+
+/// One entry for each shard that has something to do (SHARDS.md L9).
+fn to_shards(
     broker: &mut Broker,
-    _now: Time,
-    publication: &mut Publication<'_>,
-) -> Routed {
-    let _ = (broker, publication);
-    Routed { receivers: false }
+    message: &Message<'_>,
+    wanted: ShardSet,
+    stamp: Option<Stamp>,
+    picked: &[(ShardId, GroupId)],
+) {
+    let Broker { out, shared_subs, place, .. } = broker;
+    let mut targets = wanted;
+    picked.iter().for_each(|(shard, _)| targets.insert(*shard));
+    stamp.iter().for_each(|stamp| targets.insert(stamp.owner));
+    targets.remove(place.shard);
+    for target in targets.iter() {
+        let batch = &mut out.batches[target.index()];
+        let store = stamp.is_some_and(|stamp| stamp.owner == target);
+        let duty = Duty { plain: wanted.contains(target), store, stamp };
+        let groups = picked.iter().filter(|(shard, _)| *shard == target);
+        batch.push_publish(message, duty, groups.clone().count());
+        for (_, group) in groups {
+            let key = &shared_subs.get(*group).key;
+            batch.push_group(ToGroup { key, returned: false });
+        }
+    }
 }
 
-/// Everything that another shard said in one parcel.
-pub(crate) fn on_batch(_broker: &mut Broker, _now: Time, _from: ShardId, _batch: &Batch) {}
+/// Delivers to the plain subscriptions of this shard.
+fn to_plain(broker: &mut Broker, now: Time, publication: &Publication<'_>, matches: &Matches) {
+    if let [filter] = matches.filters[..] {
+        // Delivering changes no subscription; the list is asked anew for each subscriber so that
+        // nothing has to be moved out of the tree.
+        let mut at = 0;
+        while let Some(&subscriber) = broker.topic_tree[filter].subscribers.get(at) {
+            at += 1;
+            let subscription = &subscriber.subscription;
+            if is_local(broker, publication, subscriber.session, subscription) {
+                continue;
+            }
+            let terms = to_terms(publication, subscription);
+            deliver::to_session(broker, now, subscriber.session, publication, &terms);
+        }
+        return;
+    }
+    let mut ids = std::mem::take(&mut broker.routing.ids);
+    for &Merged { session, start, end } in &matches.merged {
+        let (mut qos, mut keeps_retain) = (None, false);
+        ids.clear();
+        for subscription in &matches.parts[start as usize..end as usize] {
+            if is_local(broker, publication, session, subscription) {
+                continue;
+            }
+            qos = qos.max(Some(subscription.options.qos));
+            keeps_retain |= subscription.options.retain_as_published;
+            ids.extend_from_slice(subscription.ids());
+        }
+        let Some(qos) = qos else { continue };
+        let retain = publication.retain && keeps_retain;
+        let terms = Terms { qos, retain, subscription_ids: &ids };
+        deliver::to_session(broker, now, session, publication, &terms);
+    }
+    broker.routing.ids = ids;
+}
 
-/// The lanes whose spill is above the mark; whether one is no longer.
-pub(crate) fn set_full_lanes(_broker: &mut Broker, _full: ShardSet) -> bool {
-    true
+/// Whether the subscription does not want it because its own client has published it
+/// `[MQTT-3.8.3-3]`. Whoever has this client id is at home here, so this is known here.
+#[inline]
+fn is_local(
+    broker: &Broker,
+    publication: &Publication<'_>,
+    session: SessionKey,
+    subscription: &Subscription,
+) -> bool {
+    if !subscription.options.no_local {
+        return false;
+    }
+    match publication.publisher {
+        Some(publisher) => publisher == session,
+        // The Will of a session that is over, perhaps.
+        None => broker
+            .sessions
+            .get(session)
+            .is_some_and(|session| *session.client_id == *publication.publisher_id),
+    }
+}
+
+#[inline]
+fn to_terms<'a>(publication: &Publication<'_>, subscription: &'a Subscription) -> Terms<'a> {
+    Terms {
+        qos: subscription.options.qos,
+        // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+        retain: publication.retain && subscription.options.retain_as_published,
+        subscription_ids: subscription.ids(),
+    }
+}
+
+/// Delivers to the member of this shard whose turn it is; without one the message is dropped, and
+/// counted.
+fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, group: GroupId) {
+    let Some(member) = broker.shared_subs.get_mut(group).pick_member() else {
+        broker.stats.dropped_no_member += 1;
+        return;
+    };
+    let terms = to_terms(publication, &member.subscription);
+    deliver::to_session(broker, now, member.session, publication, &terms);
+}
+
+/// A message for this group has to find a shard: it came back (S2), or its member's session has
+/// ended (S4).
+pub(crate) fn to_group(
+    broker: &mut Broker,
+    now: Time,
+    publication: &Publication<'_>,
+    group: GroupId,
+    returned: bool,
+) {
+    let picked = match broker.shared_subs.contains(group) {
+        true => broker.shared_subs.pick_shard(group),
+        false => None,
+    };
+    match picked {
+        None => broker.stats.dropped_no_member += 1,
+        Some(shard) if shard == broker.place.shard => {
+            to_member(broker, now, publication, group);
+        }
+        Some(shard) => {
+            let batch = &mut broker.out.batches[shard.index()];
+            let duty = Duty { plain: false, store: false, stamp: None };
+            batch.push_publish(&Message::of(publication), duty, 1);
+            let key = &broker.shared_subs.get(group).key;
+            batch.push_group(ToGroup { key, returned });
+        }
+    }
+}
+
+/// All that another shard said in one parcel, in its order; what it has to hear of that.
+pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &super::Batch) {
+    let heard = broker.interest.heard(from);
+    let mut entries = Reader::new(batch);
+    while let Some(entry) = entries.next() {
+        match entry {
+            Entry::Publish { message, duty, groups } => {
+                on_message(broker, now, from, &message, duty);
+                let publication = message.to_publication();
+                for group in groups {
+                    on_group_message(broker, now, from, &publication, group);
+                }
+            }
+            Entry::Back { message, key } => {
+                let publication = message.to_publication();
+                match broker.shared_subs.find(key) {
+                    Some(group) => to_group(broker, now, &publication, group, true),
+                    None => broker.stats.dropped_no_member += 1,
+                }
+            }
+            Entry::Interest { number, change } => on_interest(broker, from, number, change),
+            Entry::Applied { through, counters } => {
+                broker.replays.learn_row(from, counters.iter());
+                if broker.interest.on_applied(from, through) {
+                    subscribe::on_applied(broker, now);
+                }
+            }
+            Entry::Query(query) => retained::on_query(broker, now, from, &query),
+            Entry::Reply(reply) => replay::on_reply(broker, now, from, &reply, &mut entries),
+            Entry::End { step } => broker.routing.ending.hear(from, step),
+        }
+    }
+    if !broker.retained.is_idle() {
+        retained::answer_waiting(broker, now);
+    }
+    let through = broker.interest.heard(from);
+    if through > heard {
+        let Broker { out, retained, .. } = broker;
+        out.batches[from.index()].push_applied(through, retained.counters());
+    }
+    go_on_ending(broker);
+}
+
+/// A message from its publisher's shard: what is to be done with it stands in the entry.
+fn on_message(broker: &mut Broker, now: Time, from: ShardId, message: &Message<'_>, duty: Duty) {
+    let mut matched = false;
+    let hash = broker.interest.topic_hash(message.topic);
+    if duty.plain {
+        let found = find(broker, hash, message.topic);
+        matched = !found.matches.filters.is_empty();
+        if matched {
+            to_plain(broker, now, &message.to_publication(), &found.matches);
+        }
+        broker.routing.put_back(hash, found);
+    }
+    let Some(stamp) = duty.stamp else { return };
+    broker.replays.on_live(from, stamp, hash, matched);
+    if duty.store {
+        let store = Store { message: *message, origin: from, number: stamp.number };
+        retained::store(broker, now, &store);
+    }
+}
+
+/// A message for a group for which we were chosen. Without a member it goes back to the sender;
+/// with none online, while others have some, once.
+fn on_group_message(
+    broker: &mut Broker,
+    now: Time,
+    from: ShardId,
+    publication: &Publication<'_>,
+    to: ToGroup<'_>,
+) {
+    if let Some(id) = broker.shared_subs.find(to.key) {
+        let group = broker.shared_subs.get(id);
+        let takes = group.online() > 0 || to.returned || !group.is_online_elsewhere();
+        if takes && group.len() > 0 {
+            return to_member(broker, now, publication, id);
+        }
+    }
+    broker.out.batches[from.index()].push_back(&Message::of(publication), to.key);
+}
+
+/// What another shard wants has changed.
+fn on_interest(broker: &mut Broker, from: ShardId, number: u64, change: Change<'_>) {
+    broker.interest.on_change(from, number);
+    match change {
+        Change::Exact { hash, state } => {
+            broker.interest.on_exact(from, hash, state);
+            broker.routing.forget_matches();
+        }
+        Change::Wild { filter, state } => subscribe::on_remote(broker, from, filter, state),
+        Change::Group { key, members } => {
+            let (_, filter) = key.split_once('/').expect("invariant: share name/filter");
+            let group = subscribe::find_or_insert_group(broker, key, filter);
+            broker.shared_subs.get_mut(group).set_remote(from, members);
+            subscribe::leave_group_if_idle(broker, group);
+        }
+    }
+}
+
+impl Ending {
+    fn hear(&mut self, from: ShardId, step: u8) {
+        match step {
+            1 => self.first.insert(from),
+            _ => self.second.insert(from),
+        }
+    }
+}
+
+/// Says the second END once all have said the first and no question is open.
+fn go_on_ending(broker: &mut Broker) {
+    let Broker { routing: Routing { ending, .. }, place, .. } = broker;
+    let others = place.shards - 1;
+    if !ending.began || ending.said_second || ending.first.len() < others {
+        return;
+    }
+    if broker.replays.is_idle() && broker.retained.is_idle() && broker.subscribing.is_idle() {
+        ending.said_second = true;
+        say_end(broker, 2);
+    }
+}
+
+fn say_end(broker: &mut Broker, step: u8) {
+    let me = broker.place.shard.index();
+    for (index, batch) in broker.out.batches.iter_mut().enumerate() {
+        if index != me {
+            batch.push_end(step);
+        }
+    }
+}
+
+impl Broker {
+    /// The shard reads no more: the first END goes out behind everything else (SHARDS.md section
+    /// 7). Idempotent. Lanes are drained on until [`Broker::has_ended`]; then
+    /// [`Broker::handle_shutdown`] closes the connections.
+    pub fn handle_end(&mut self) {
+        if !std::mem::replace(&mut self.routing.ending.began, true) {
+            say_end(self, 1);
+            go_on_ending(self);
+        }
+    }
+
+    /// Whether nothing can come from another shard any more, and no other shard waits for us.
+    pub fn has_ended(&self) -> bool {
+        let ending = &self.routing.ending;
+        ending.said_second && ending.second.len() == self.place.shards - 1
+    }
 }

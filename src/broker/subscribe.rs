@@ -1,53 +1,632 @@
-//! SUBSCRIBE and UNSUBSCRIBE: to be filled.
+//! SUBSCRIBE and UNSUBSCRIBE: what a session asked for, from the packet to the topic tree.
+//!
+//! A plain subscription begins when every shard has applied the interest that it needs (SHARDS.md
+//! I4): only then it enters the topic tree, SUBACK leaves and the replay of retained messages
+//! starts; until then its connection is paused (I5). With one shard that is at once. A Shared
+//! Subscription joins its group at once, since nothing is replayed to it; its SUBACK waits alike.
+//!
+//! Owns the SUBSCRIBEs in the barrier and, in each [`Session`](super::session::Session), the list
+//! of its subscriptions. Invariants: each subscription in that list stands once in its filter's
+//! list, at the place that it names; each of them, and each one in the barrier, is one holder of
+//! its filter's interest; a filter is in the tree exactly while somebody here or elsewhere has it.
 #![forbid(unsafe_code)]
 
-use crate::clock::Time;
-use crate::codec::mqtt::{Packet, ReasonCode, SubAck, Subscribe, Unsubscribe};
-use crate::ids::ConnId;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
+use crate::clock::Time;
+use crate::codec::mqtt::topic::{Filter, check_filter};
+use crate::codec::mqtt::{
+    Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscribeFilter,
+    SubscriptionOptions, Unsubscribe, UserProperties,
+};
+use crate::ids::{ConnId, ShardId};
+use crate::limits::DEFERRED_PER_TICK;
+
+use super::entry::Interest as Change;
+use super::interest::{Announced, Key, Wanted};
+use super::replay::{self, ReplayId};
 use super::session::SessionKey;
+use super::shared_sub::{GroupId, Member, News};
+use super::topic_tree::FilterId;
 use super::{Broker, Place, Step};
 
-/// The subscriptions of one session.
-#[derive(Debug, Default)]
-pub(crate) struct SessionSubscriptions;
+/// How a client wants what a filter matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Subscription {
+    pub(crate) options: SubscriptionOptions,
+    /// Subscription Identifier; 0 is none.
+    pub(crate) id: u32,
+}
 
-/// Subscriptions under way.
-#[derive(Debug)]
-pub(crate) struct Subscribing;
-
-impl Subscribing {
-    pub(crate) fn new(_place: Place, _seed: u64) -> Self {
-        Self
+impl Subscription {
+    /// The identifiers to be delivered with what it matches.
+    pub(crate) fn ids(&self) -> &[u32] {
+        if self.id == 0 { &[] } else { std::slice::from_ref(&self.id) }
     }
 }
 
-/// SUBSCRIBE (3.8).
+/// A session that subscribes to a filter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) session: SessionKey,
+    pub(crate) subscription: Subscription,
+}
+
+/// What the topic tree keeps for a filter.
+#[derive(Debug, Default)]
+pub(crate) struct FilterState {
+    /// Plain subscriptions of this shard that have begun.
+    pub(crate) subscribers: Vec<Subscriber>,
+    /// Of those, durable ones.
+    pub(crate) durable: u32,
+    /// Those in the barrier.
+    waiting: u32,
+    /// Groups of this filter, wherever their members are.
+    pub(crate) groups: Vec<GroupId>,
+    /// Other shards that want it, if it has wildcards.
+    pub(crate) remote: Wanted,
+    /// What they were told of us, if it has wildcards.
+    announced: Announced,
+    /// The hash of the topic that it is, if it has none.
+    exact: Option<u64>,
+}
+
+impl FilterState {
+    fn is_unused(&self) -> bool {
+        self.subscribers.is_empty()
+            && self.waiting == 0
+            && self.groups.is_empty()
+            && self.remote.is_empty()
+            && self.announced.is_idle()
+    }
+}
+
+/// The subscriptions of one session.
+#[derive(Debug, Default)]
+pub(crate) struct SessionSubscriptions {
+    plain: BTreeMap<FilterId, Held>,
+    shared: BTreeMap<GroupId, ()>,
+    /// Plain ones in the barrier.
+    waiting: u32,
+    /// Replays of retained messages that are under way.
+    pub(crate) replays: Vec<(FilterId, ReplayId)>,
+}
+
+impl SessionSubscriptions {
+    /// How many, those in the barrier too.
+    pub(crate) fn len(&self) -> usize {
+        self.plain.len() + self.shared.len() + self.waiting as usize
+    }
+
+    /// The plain subscription to this filter, if it has begun.
+    pub(crate) fn plain(&self, filter: FilterId) -> Option<&Subscription> {
+        self.plain.get(&filter).map(|held| &held.subscription)
+    }
+}
+
+/// A plain subscription of a session.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// Its place among the filter's subscribers.
+    at: u32,
+    /// Whether it was announced as durable.
+    durable: bool,
+    subscription: Subscription,
+}
+
+/// A plain subscription that is to begin.
+#[derive(Clone, Copy, Debug)]
+struct Beginning {
+    filter: FilterId,
+    durable: bool,
+    subscription: Subscription,
+}
+
+/// A SUBSCRIBE that waits until all shards know of it.
+#[derive(Debug)]
+struct Waiting {
+    conn: ConnId,
+    session: SessionKey,
+    packet_id: PacketId,
+    codes: Vec<u8>,
+    beginnings: Vec<Beginning>,
+}
+
+/// All SUBSCRIBEs that wait, in the order in which they will be answered.
+#[derive(Debug)]
+pub(crate) struct Subscribing {
+    /// By the change of interest that each waits for, then by arrival.
+    waiting: BTreeMap<(u64, u64), Waiting>,
+    arrivals: u64,
+}
+
+impl Subscribing {
+    pub(crate) fn new(_place: Place, _seed: u64) -> Self {
+        Self { waiting: BTreeMap::new(), arrivals: 0 }
+    }
+
+    /// Whether every SUBSCRIBE that was read has been answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+/// SUBSCRIBE: each filter is judged on its own and gets its code in order `[MQTT-3.8.4-6]`.
 pub(crate) fn on_subscribe(
     broker: &mut Broker,
-    _now: Time,
+    now: Time,
     conn: ConnId,
-    subscribe: &Subscribe<'_>,
+    packet: &Subscribe<'_>,
 ) -> Step {
-    let codes = vec![ReasonCode::UNSPECIFIED_ERROR.0; subscribe.filters.count()];
-    broker.write(conn, &Packet::SubAck(SubAck::new(subscribe.packet_id, &codes)));
-    Step::Next
+    let Some(session) = broker.conns.get(conn).and_then(|conn| conn.session) else {
+        return Step::Close;
+    };
+    // [MQTT-3.8.3-4]: a Protocol Error, so before anything of the packet is done.
+    let shares = |line: &SubscribeFilter<'_>| {
+        check_filter(line.filter).is_ok_and(|filter| filter.share_name.is_some())
+    };
+    if packet.filters.iter().any(|line| line.options.no_local && shares(&line)) {
+        return broker.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR);
+    }
+    let mut codes = Vec::new();
+    let mut beginnings = Vec::new();
+    let mut barrier = 0;
+    for line in packet.filters.iter() {
+        let id = packet.subscription_id;
+        codes.push(match judge(broker, session, &line, id) {
+            Ok((filter, subscription)) => {
+                let number = match filter.share_name {
+                    Some(_) => join(broker, session, line.filter, filter.filter, subscription),
+                    None => {
+                        let (number, beginning) =
+                            prepare(broker, session, filter.filter, subscription);
+                        beginnings.push(beginning);
+                        number
+                    }
+                };
+                barrier = barrier.max(number);
+                subscription.options.qos as u8
+            }
+            Err(reason) => reason.0,
+        });
+    }
+    let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, beginnings };
+    if broker.interest.is_applied(barrier) {
+        finish(broker, now, waiting);
+        return Step::Next;
+    }
+    broker.pause(conn);
+    broker.subscribing.arrivals += 1;
+    let arrival = broker.subscribing.arrivals;
+    broker.subscribing.waiting.insert((barrier, arrival), waiting);
+    Step::Pause
 }
 
-/// UNSUBSCRIBE (3.10).
+/// Whether a filter may be subscribed to, and with what.
+fn judge<'a>(
+    broker: &mut Broker,
+    session: SessionKey,
+    line: &SubscribeFilter<'a>,
+    id: Option<u32>,
+) -> Result<(Filter<'a>, Subscription), ReasonCode> {
+    let filter = check_filter(line.filter).map_err(|_| ReasonCode::TOPIC_FILTER_INVALID)?;
+    if filter.share_name.is_some() && !broker.config.shared_subscriptions {
+        return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
+    }
+    if !broker.config.wildcard_subscriptions && has_wildcard(filter.filter) {
+        return Err(ReasonCode::WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED);
+    }
+    if id.is_some() && !broker.config.subscription_identifiers {
+        return Err(ReasonCode::SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED);
+    }
+    let owner = broker.sessions.get(session).ok_or(ReasonCode::UNSPECIFIED_ERROR)?;
+    if !broker.auth.may_subscribe(&owner.client_id, filter.filter) {
+        return Err(ReasonCode::NOT_AUTHORIZED);
+    }
+    let held = &owner.subscriptions;
+    if held.len() >= broker.config.subscriptions_max && !holds(broker, held, line.filter, filter) {
+        return Err(ReasonCode::QUOTA_EXCEEDED);
+    }
+    let qos = line.options.qos.min(broker.config.maximum_qos);
+    let options = SubscriptionOptions { qos, ..line.options };
+    Ok((filter, Subscription { options, id: id.unwrap_or(0) }))
+}
+
+fn holds(broker: &Broker, held: &SessionSubscriptions, whole: &str, filter: Filter<'_>) -> bool {
+    match filter.share_name {
+        Some(_) => broker
+            .shared_subs
+            .find(group_key(whole))
+            .is_some_and(|group| held.shared.contains_key(&group)),
+        None => broker.topic_tree.find(filter.filter).is_some_and(|id| held.plain(id).is_some()),
+    }
+}
+
+/// `share name/filter` of `$share/share name/filter`.
+fn group_key(whole: &str) -> &str {
+    whole.strip_prefix("$share/").expect("invariant: a filter with a ShareName")
+}
+
+fn has_wildcard(filter: &str) -> bool {
+    filter.bytes().any(|byte| byte == b'+' || byte == b'#')
+}
+
+/// Where a filter is in the topic tree, from now on.
+fn enter(broker: &mut Broker, filter: &str) -> FilterId {
+    let exact = (!has_wildcard(filter)).then(|| broker.interest.topic_hash(filter));
+    broker.topic_tree.insert_with(filter, || FilterState { exact, ..FilterState::default() })
+}
+
+/// Takes a filter out of the topic tree when nobody has it any more.
+pub(crate) fn leave_if_unused(broker: &mut Broker, filter: FilterId) {
+    if broker.topic_tree[filter].is_unused() {
+        broker.topic_tree.remove_id(filter);
+        broker.routing.forget_matches();
+    }
+}
+
+/// A plain subscription that begins when the change of this number is applied everywhere.
+fn prepare(
+    broker: &mut Broker,
+    session: SessionKey,
+    filter: &str,
+    subscription: Subscription,
+) -> (u64, Beginning) {
+    let durable = subscription.options.qos > QoS::AtMostOnce
+        && broker.sessions.get(session).is_some_and(|session| session.is_durable());
+    let filter = enter(broker, filter);
+    broker.topic_tree[filter].waiting += 1;
+    if let Some(session) = broker.sessions.get_mut(session) {
+        session.subscriptions.waiting += 1;
+    }
+    (hold(broker, filter, durable), Beginning { filter, durable, subscription })
+}
+
+/// One more holder of a filter's interest; the change that it has to wait for.
+fn hold(broker: &mut Broker, filter: FilterId, durable: bool) -> u64 {
+    if broker.place.shards == 1 {
+        return 0;
+    }
+    let (number, said) = match broker.topic_tree[filter].exact {
+        Some(hash) => {
+            let mut announced = *broker.interest.ours(hash);
+            let held = broker.interest.hold(&mut announced, durable);
+            *broker.interest.ours(hash) = announced;
+            held
+        }
+        None => broker.interest.hold(&mut broker.topic_tree[filter].announced, durable),
+    };
+    if let Some(said) = said {
+        say_filter(broker, filter, said.number, said.state);
+    }
+    number
+}
+
+fn say_filter(broker: &mut Broker, filter: FilterId, number: u64, state: u8) {
+    let batches = &mut broker.out.batches;
+    match broker.topic_tree[filter].exact {
+        Some(hash) => broker.interest.say(batches, number, Change::Exact { hash, state }),
+        None => {
+            let filter = broker.topic_tree.filter(filter);
+            broker.interest.say(batches, number, Change::Wild { filter: &filter, state });
+        }
+    }
+}
+
+/// One holder less.
+fn release(broker: &mut Broker, now: Time, filter: FilterId, durable: bool) {
+    if broker.place.shards > 1 {
+        match broker.topic_tree[filter].exact {
+            Some(hash) => {
+                let mut announced = *broker.interest.ours(hash);
+                broker.interest.release(now, &mut announced, Key::Exact(hash), durable);
+                *broker.interest.ours(hash) = announced;
+            }
+            None => {
+                let announced = &mut broker.topic_tree[filter].announced;
+                broker.interest.release(now, announced, Key::Wild(filter), durable);
+            }
+        }
+    }
+    leave_if_unused(broker, filter);
+}
+
+/// Says what nobody here wants any more, where that has lingered long enough. A bounded number
+/// per call.
+pub(crate) fn lower_interest(broker: &mut Broker, now: Time) {
+    for _ in 0..DEFERRED_PER_TICK {
+        let Some(key) = broker.interest.take_due(now) else { return };
+        match key {
+            Key::Exact(hash) => {
+                let mut announced = *broker.interest.ours(hash);
+                let said = broker.interest.lower(&mut announced);
+                *broker.interest.ours(hash) = announced;
+                broker.interest.forget_if_idle(hash);
+                if let Some(said) = said {
+                    let change = Change::Exact { hash, state: said.state };
+                    broker.interest.say(&mut broker.out.batches, said.number, change);
+                }
+            }
+            Key::Wild(filter) => {
+                let said = broker.interest.lower(&mut broker.topic_tree[filter].announced);
+                if let Some(said) = said {
+                    say_filter(broker, filter, said.number, said.state);
+                }
+                leave_if_unused(broker, filter);
+            }
+        }
+    }
+}
+
+/// Another shard wants a filter with wildcards, or no longer does.
+pub(crate) fn on_remote(broker: &mut Broker, from: ShardId, filter: &str, state: u8) {
+    let filter = enter(broker, filter);
+    broker.topic_tree[filter].remote.set(from, state);
+    broker.routing.forget_matches();
+    leave_if_unused(broker, filter);
+}
+
+/// All SUBSCRIBEs whose barrier is reached begin.
+pub(crate) fn on_applied(broker: &mut Broker, now: Time) {
+    let through = broker.interest.applied_by_all();
+    while let Some(first) = broker.subscribing.waiting.first_entry() {
+        if first.key().0 > through {
+            return;
+        }
+        let waiting = first.remove();
+        let conn = waiting.conn;
+        finish(broker, now, waiting);
+        broker.resume(now, conn);
+    }
+}
+
+/// The subscriptions begin, SUBACK leaves (unless the connection is another one now), and behind
+/// it come the retained messages.
+fn finish(broker: &mut Broker, now: Time, waiting: Waiting) {
+    let Waiting { conn, session, packet_id, codes, beginnings } = waiting;
+    let mut replays = Vec::new();
+    for beginning in &beginnings {
+        let is_new = begin(broker, now, session, beginning);
+        let replay = match beginning.subscription.options.retain_handling {
+            RetainHandling::Send => true,
+            RetainHandling::SendIfNew => is_new,
+            RetainHandling::DoNotSend => false,
+        };
+        if replay {
+            replays.push(beginning.filter);
+        }
+    }
+    if broker.conns.get(conn).is_some_and(|conn| conn.session == Some(session)) {
+        let ack = to_ack(packet_id, &codes);
+        broker.write(conn, &Packet::SubAck(ack));
+    }
+    for filter in replays {
+        replay::start(broker, now, session, filter);
+    }
+}
+
+fn to_ack(packet_id: PacketId, codes: &[u8]) -> SubAck<'_> {
+    SubAck { packet_id, reason_string: None, user_properties: UserProperties::EMPTY, codes }
+}
+
+/// A plain subscription enters the topic tree, or replaces the one that is there: same place, so
+/// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. Tells whether it is new.
+fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginning) -> bool {
+    let Beginning { filter, durable, subscription } = *beginning;
+    let Some(owner) = broker.sessions.get_mut(session) else {
+        unreachable!("invariant: what waits ends before its session does");
+    };
+    owner.subscriptions.waiting -= 1;
+    let state = &mut broker.topic_tree[filter];
+    state.waiting -= 1;
+    state.durable += u32::from(durable);
+    broker.routing.forget_matches();
+    match owner.subscriptions.plain.entry(filter) {
+        Entry::Vacant(entry) => {
+            let at = state.subscribers.len() as u32;
+            state.subscribers.push(Subscriber { session, subscription });
+            entry.insert(Held { at, durable, subscription });
+            true
+        }
+        Entry::Occupied(mut entry) => {
+            let old = *entry.get();
+            entry.insert(Held { at: old.at, durable, subscription });
+            state.subscribers[old.at as usize].subscription = subscription;
+            state.durable -= u32::from(old.durable);
+            release(broker, now, filter, old.durable);
+            false
+        }
+    }
+}
+
+/// A session joins a group; the change that its SUBACK waits for.
+fn join(
+    broker: &mut Broker,
+    session: SessionKey,
+    whole: &str,
+    filter: &str,
+    subscription: Subscription,
+) -> u64 {
+    let key = group_key(whole);
+    let group = find_or_insert_group(broker, key, filter);
+    let Some(owner) = broker.sessions.get_mut(session) else { return 0 };
+    let durable = owner.is_durable() && subscription.options.qos > QoS::AtMostOnce;
+    owner.subscriptions.shared.insert(group, ());
+    let online = owner.conn.is_some();
+    broker.shared_subs.get_mut(group).join(Member { session, subscription, durable }, online);
+    broker.routing.forget_matches();
+    tell_members(broker, group);
+    broker.shared_subs.get(group).raised
+}
+
+/// The group of this key, from now on.
+pub(crate) fn find_or_insert_group(broker: &mut Broker, key: &str, filter: &str) -> GroupId {
+    if let Some(group) = broker.shared_subs.find(key) {
+        return group;
+    }
+    let place = enter(broker, filter);
+    let group = broker.shared_subs.insert(key, place);
+    broker.topic_tree[place].groups.push(group);
+    broker.routing.forget_matches();
+    group
+}
+
+/// Says the members of a group to the others, if they should hear of them.
+fn tell_members(broker: &mut Broker, group: GroupId) {
+    let (members, raises) = match broker.shared_subs.get_mut(group).take_news() {
+        News::None => return,
+        News::Say(members) => (members, false),
+        News::Raise(members) => (members, true),
+    };
+    let number = broker.interest.next_number();
+    let group = broker.shared_subs.get_mut(group);
+    if raises {
+        group.raised = number;
+    }
+    let change = Change::Group { key: &group.key, members };
+    broker.interest.say(&mut broker.out.batches, number, change);
+}
+
+/// Forgets a group that nobody has any more, here or elsewhere.
+pub(crate) fn leave_group_if_idle(broker: &mut Broker, group: GroupId) {
+    if let Some(filter) = broker.shared_subs.remove_if_idle(group) {
+        broker.topic_tree[filter].groups.retain(|other| *other != group);
+        broker.routing.forget_matches();
+        leave_if_unused(broker, filter);
+    }
+}
+
+/// UNSUBSCRIBE: takes effect at once, and tells for each filter whether it was subscribed to
+/// `[MQTT-3.11.3-1]`.
 pub(crate) fn on_unsubscribe(
     broker: &mut Broker,
-    _now: Time,
+    now: Time,
     conn: ConnId,
-    unsubscribe: &Unsubscribe<'_>,
+    packet: &Unsubscribe<'_>,
 ) -> Step {
-    let codes = vec![ReasonCode::NO_SUBSCRIPTION_EXISTED.0; unsubscribe.filters.count()];
-    broker.write(conn, &Packet::UnsubAck(SubAck::new(unsubscribe.packet_id, &codes)));
+    let Some(session) = broker.conns.get(conn).and_then(|conn| conn.session) else {
+        return Step::Close;
+    };
+    let mut codes = Vec::new();
+    for whole in packet.filters.iter() {
+        let removed = match check_filter(whole) {
+            Err(_) => Err(ReasonCode::TOPIC_FILTER_INVALID),
+            Ok(Filter { share_name: Some(_), .. }) => Ok(broker
+                .shared_subs
+                .find(group_key(whole))
+                .is_some_and(|group| leave(broker, session, group))),
+            Ok(Filter { filter, .. }) => Ok(broker
+                .topic_tree
+                .find(filter)
+                .is_some_and(|id| end_plain(broker, now, session, id))),
+        };
+        codes.push(match removed {
+            Ok(true) => ReasonCode::SUCCESS.0,
+            Ok(false) => ReasonCode::NO_SUBSCRIPTION_EXISTED.0,
+            Err(reason) => reason.0,
+        });
+    }
+    let packet_id = packet.packet_id;
+    let ack = to_ack(packet_id, &codes);
+    broker.write(conn, &Packet::UnsubAck(ack));
     Step::Next
 }
 
-/// The session is over: so are its subscriptions.
-pub(crate) fn end_session(_broker: &mut Broker, _now: Time, _session: SessionKey) {}
+/// Ends a plain subscription, one that is still in the barrier of an earlier connection too.
+fn end_plain(broker: &mut Broker, now: Time, session: SessionKey, filter: FilterId) -> bool {
+    let Some(owner) = broker.sessions.get_mut(session) else { return false };
+    let waits = owner.subscriptions.waiting > 0;
+    let held = owner.subscriptions.plain.remove(&filter);
+    if let Some(held) = held {
+        replay::cancel(broker, session, filter);
+        remove_subscriber(broker, filter, held);
+        release(broker, now, filter, held.durable);
+    }
+    let waited = waits && end_waiting(broker, now, session, Some(filter));
+    held.is_some() || waited
+}
 
-/// The session has a connection now, or no longer.
-pub(crate) fn on_presence(_broker: &mut Broker, _session: SessionKey, _online: bool) {}
+/// Takes back what a session has in the barrier: of one filter, or all of it. The SUBACK is still
+/// owed where its connection is still there. Tells whether there was something.
+fn end_waiting(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    filter: Option<FilterId>,
+) -> bool {
+    let mut ended = Vec::new();
+    for waiting in broker.subscribing.waiting.values_mut().filter(|w| w.session == session) {
+        let ends = |b: &mut Beginning| filter.is_none_or(|filter| b.filter == filter);
+        ended.extend(waiting.beginnings.extract_if(.., ends));
+    }
+    for beginning in &ended {
+        if let Some(owner) = broker.sessions.get_mut(session) {
+            owner.subscriptions.waiting -= 1;
+        }
+        broker.topic_tree[beginning.filter].waiting -= 1;
+        release(broker, now, beginning.filter, beginning.durable);
+    }
+    !ended.is_empty()
+}
+
+fn remove_subscriber(broker: &mut Broker, filter: FilterId, held: Held) {
+    broker.routing.forget_matches();
+    let state = &mut broker.topic_tree[filter];
+    state.durable -= u32::from(held.durable);
+    state.subscribers.swap_remove(held.at as usize);
+    let Some(moved) = state.subscribers.get(held.at as usize) else { return };
+    broker
+        .sessions
+        .get_mut(moved.session)
+        .and_then(|session| session.subscriptions.plain.get_mut(&filter))
+        .expect("invariant: a subscriber's session holds the subscription")
+        .at = held.at;
+}
+
+/// A session leaves a group. Tells whether it was a member.
+fn leave(broker: &mut Broker, session: SessionKey, group: GroupId) -> bool {
+    if !broker.shared_subs.get_mut(group).leave(session) {
+        return false;
+    }
+    if let Some(owner) = broker.sessions.get_mut(session) {
+        owner.subscriptions.shared.remove(&group);
+    }
+    tell_members(broker, group);
+    leave_group_if_idle(broker, group);
+    true
+}
+
+/// All subscriptions of a session end, with it. To be called while it is still in the table.
+pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
+    end_waiting(broker, now, session, None);
+    let Some(owner) = broker.sessions.get_mut(session) else { return };
+    let subscriptions = std::mem::take(&mut owner.subscriptions);
+    for (_, replay) in &subscriptions.replays {
+        broker.replays.remove(*replay);
+    }
+    for (filter, held) in subscriptions.plain {
+        remove_subscriber(broker, filter, held);
+        release(broker, now, filter, held.durable);
+    }
+    for group in subscriptions.shared.into_keys() {
+        leave(broker, session, group);
+    }
+    broker.subscribing.waiting.retain(|_, waiting| waiting.session != session);
+}
+
+/// A session's connection comes or goes: its groups prefer members that are there, its replays go
+/// on when it is.
+pub(crate) fn on_presence(broker: &mut Broker, session: SessionKey, online: bool) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    if !owner.subscriptions.shared.is_empty() {
+        let groups: Vec<GroupId> = owner.subscriptions.shared.keys().copied().collect();
+        for group in groups {
+            broker.shared_subs.get_mut(group).set_online(session, online);
+            tell_members(broker, group);
+        }
+    }
+    if online {
+        replay::on_room(broker, session);
+    }
+}

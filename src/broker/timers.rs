@@ -30,8 +30,9 @@ pub(crate) enum Due {
     SessionExpiry(SessionKey),
     /// A delayed Will is to be published.
     Will(SessionKey),
-    /// The routing half's: a retained message may have expired.
-    Retained(u64),
+    /// Nothing.
+    #[cfg(test)]
+    Test(u64),
 }
 
 /// An armed deadline. Its owner forgets it when it has fired or was cancelled.
@@ -232,19 +233,19 @@ mod tests {
     fn an_idle_wheel_names_the_deadline_and_not_its_own_steps() {
         let mut timers = Timers::default();
         let at = millis(3_600_000);
-        timers.arm(at, Due::Retained(1));
+        timers.arm(at, Due::Test(1));
         let next = timers.next_deadline().unwrap();
         assert!(next >= at && next.since(at) < Duration::from_millis(2), "{next:?}");
         assert_eq!(timers.pop(millis(3_599_990)), None);
-        assert_eq!(timers.pop(next), Some(Due::Retained(1)));
+        assert_eq!(timers.pop(next), Some(Due::Test(1)));
         assert_eq!((timers.pop(next), timers.next_deadline()), (None, None));
     }
 
     #[test]
     fn a_cancelled_minimum_wakes_once_at_most() {
         let mut timers = Timers::default();
-        let first = timers.arm(millis(1_000_000), Due::Retained(1));
-        timers.arm(millis(1_001_000), Due::Retained(2));
+        let first = timers.arm(millis(1_000_000), Due::Test(1));
+        timers.arm(millis(1_001_000), Due::Test(2));
         timers.cancel(first);
         let woken = timers.next_deadline().unwrap();
         assert_eq!(timers.pop(woken), None);
@@ -266,7 +267,7 @@ mod tests {
                 match what {
                     0 | 1 => {
                         let at = Time::from_nanos(now + amount);
-                        let key = timers.arm(at, Due::Retained(number as u64));
+                        let key = timers.arm(at, Due::Test(number as u64));
                         reference.push((at.as_nanos(), number as u64, key));
                     }
                     2 if !reference.is_empty() => {
@@ -276,7 +277,7 @@ mod tests {
                     _ => {
                         now += amount;
                         let mut fired = Vec::new();
-                        while let Some(Due::Retained(n)) = timers.pop(Time::from_nanos(now)) {
+                        while let Some(Due::Test(n)) = timers.pop(Time::from_nanos(now)) {
                             fired.push(n);
                         }
                         for n in &fired {

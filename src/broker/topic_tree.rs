@@ -170,6 +170,24 @@ impl<V> TopicTree<V> {
         value
     }
 
+    /// The filter stored at `id`, written out again.
+    pub fn filter(&self, id: FilterId) -> String {
+        let mut levels = Vec::new();
+        let mut node = self.values[id.0 as usize].node;
+        loop {
+            let Node { parent, step, .. } = self.node(node);
+            levels.push(match *step {
+                Step::Root => break,
+                Step::Plus => "+",
+                Step::Hash => "#",
+                Step::Literal(level) => &self.levels[level as usize].name,
+            });
+            node = *parent;
+        }
+        levels.reverse();
+        levels.join("/")
+    }
+
     /// Calls `visit` once for each stored filter that matches the topic name, in no particular
     /// order. A topic that begins with `$` is not matched by a wildcard in the first level
     /// `[MQTT-4.7.2-1]`.
@@ -455,7 +473,8 @@ pub(crate) mod tests {
             let mut stored = BTreeSet::new();
             for (add, filter) in changes {
                 if add {
-                    tree.insert_with(&filter, || filter.clone());
+                    let id = tree.insert_with(&filter, || filter.clone());
+                    prop_assert_eq!(&tree.filter(id), &filter);
                     stored.insert(filter);
                 } else {
                     prop_assert_eq!(tree.remove(&filter).is_some(), stored.remove(&filter));

@@ -1,0 +1,457 @@
+//! Retained messages on their way to a new subscription.
+//!
+//! A replay asks the owners of its topics, piece by piece, for as many as its client has room for
+//! (SHARDS.md section 3, R4). What makes it exact whatever the timing: the owner answers when it
+//! has processed all that this shard knew of when it asked (R1); a value is delivered only if it
+//! lies within what was known when the subscription began, since what came later comes live (R2);
+//! and not if a newer one of its topic came live since the question (R3).
+//!
+//! Owns the replays, the open questions, and *known*: per origin and owner, the highest number of
+//! a retained publish that was seen here. With one shard an answer is immediate and all of this
+//! is a look into the store.
+//!
+//! Invariants: an open question has exactly one answer; at most [`QUESTIONS_MAX`] are open to one
+//! owner (L4); a replay is in `ready` or `blocked` only in that state (a stale mention is skipped);
+//! `fresh` is empty while no question is open.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use slab::Slab;
+
+use crate::clock::Time;
+use crate::codec::mqtt::QoS;
+use crate::ids::ShardId;
+use crate::limits::{
+    OUTBOX_BYTES_MARK, QUESTIONS_MAX, REPLAY_FRESH_MAX, REPLAY_PIECE, REPLAY_PIECES_PER_TICK,
+};
+
+use super::deliver::{self, Memo, Publication, Terms};
+use super::entry::{Reader, Reply, Stamp};
+use super::message::Payload;
+use super::retained;
+use super::session::SessionKey;
+use super::topic_tree::FilterId;
+use super::{Broker, Place};
+
+/// One replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplayId(u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It may go on.
+    Ready,
+    /// Its client has no room; [`on_room`] says when.
+    NoRoom,
+    /// Too many questions are open to the owner that is next.
+    Blocked,
+    /// It waits for the answer to this question.
+    Asked(u32),
+}
+
+#[derive(Debug)]
+struct Replay {
+    session: SessionKey,
+    filter: FilterId,
+    /// The filter written out.
+    text: Box<str>,
+    /// `known` as it was when the subscription began (R2).
+    base: Rc<[u64]>,
+    /// Owners that are still to be asked, this one first; counted down.
+    owner: ShardId,
+    owners_left: usize,
+    /// Where the next piece starts, at this owner.
+    start: String,
+    state: State,
+}
+
+#[derive(Debug)]
+struct Asked {
+    owner: ShardId,
+    /// None when the replay has ended since.
+    replay: Option<ReplayId>,
+    /// The answer cannot be judged: too much came live meanwhile. It is asked again.
+    again: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Replays {
+    place: Place,
+    replays: Slab<Replay>,
+    ready: VecDeque<ReplayId>,
+    /// Per owner.
+    blocked: Vec<VecDeque<ReplayId>>,
+    questions: Slab<Asked>,
+    /// Per owner, how many questions are open.
+    open: Vec<usize>,
+    /// By origin, then owner.
+    known: Vec<u64>,
+    /// `known` as a base, until it changes.
+    base: Option<Rc<[u64]>>,
+    /// Per topic (its hash) and origin, the last number that came live since a question was open.
+    fresh: HashMap<(u64, ShardId), u64, FixedState>,
+    spare: Spare,
+}
+
+/// Where a value is copied to while it is delivered.
+#[derive(Debug, Default)]
+struct Spare {
+    topic: String,
+    forwarded: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+impl Replays {
+    pub(crate) fn new(place: Place, seed: u64) -> Self {
+        Self {
+            place,
+            replays: Slab::new(),
+            ready: VecDeque::new(),
+            blocked: vec![VecDeque::new(); place.shards],
+            questions: Slab::new(),
+            open: vec![0; place.shards],
+            known: vec![0; place.shards * place.shards],
+            base: None,
+            fresh: HashMap::with_hasher(FixedState::with_seed(seed ^ 7)),
+            spare: Spare::default(),
+        }
+    }
+
+    /// Whether no question is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.questions.is_empty()
+    }
+
+    /// Whether [`run`] has something to do.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Retained publishes up to these were seen: `origin` gave these numbers, per owner.
+    pub(crate) fn learn_row(&mut self, origin: ShardId, row: impl Iterator<Item = u64>) {
+        for (owner, number) in row.enumerate() {
+            self.learn(origin, ShardId::new(owner), number);
+        }
+    }
+
+    fn learn(&mut self, origin: ShardId, owner: ShardId, number: u64) {
+        let known = &mut self.known[origin.index() * self.place.shards + owner.index()];
+        if number > *known {
+            *known = number;
+            self.base = None;
+        }
+    }
+
+    /// A live copy of a retained publish is here; `matched` if a plain subscription has it.
+    #[inline]
+    pub(crate) fn on_live(&mut self, origin: ShardId, stamp: Stamp, hash: u64, matched: bool) {
+        if self.place.shards == 1 {
+            return;
+        }
+        self.learn(origin, stamp.owner, stamp.number);
+        if !matched || self.questions.is_empty() {
+            return;
+        }
+        if self.fresh.len() >= REPLAY_FRESH_MAX {
+            self.fresh.clear();
+            for (_, question) in &mut self.questions {
+                question.again = true;
+            }
+        }
+        self.fresh.insert((hash, origin), stamp.number);
+    }
+
+    /// Whether a newer value of the topic came live than the owner had processed (R3). What came
+    /// before the question the owner has processed (R1), so only the last number matters.
+    fn is_outdated(&self, hash: u64, marks: &[u64]) -> bool {
+        !self.fresh.is_empty()
+            && marks.iter().enumerate().any(|(origin, mark)| {
+                self.fresh.get(&(hash, ShardId::new(origin))).is_some_and(|number| number > mark)
+            })
+    }
+
+    fn is_within(&self, base: &[u64], origin: ShardId, owner: ShardId, number: u64) -> bool {
+        number <= base[origin.index() * self.place.shards + owner.index()]
+    }
+
+    fn get(&self, id: ReplayId) -> Option<&Replay> {
+        self.replays.get(id.0 as usize)
+    }
+
+    /// The replay is over, or nobody wants it any more.
+    pub(crate) fn remove(&mut self, id: ReplayId) {
+        if let Some(Replay { state: State::Asked(question), .. }) =
+            self.replays.try_remove(id.0 as usize)
+        {
+            self.questions[question as usize].replay = None;
+        }
+    }
+
+    fn set_ready(&mut self, id: ReplayId) {
+        if let Some(replay) = self.replays.get_mut(id.0 as usize) {
+            replay.state = State::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// A question has its answer: who asked, and whether the answer counts.
+    fn close(&mut self, question: u32) -> (Option<ReplayId>, bool) {
+        let Asked { owner, replay, again } = self.questions.remove(question as usize);
+        self.open[owner.index()] -= 1;
+        if self.questions.is_empty() {
+            // Judged for the last time when the answer in hand is; see `on_reply`.
+            debug_assert!(self.open.iter().all(|open| *open == 0));
+        }
+        while let Some(blocked) = self.blocked[owner.index()].pop_front() {
+            if self.get(blocked).is_some_and(|replay| replay.state == State::Blocked) {
+                self.set_ready(blocked);
+                break;
+            }
+        }
+        (replay, again)
+    }
+}
+
+/// The subscription has begun: its retained messages follow. What an earlier replay of it has not
+/// sent yet, this one does.
+pub(crate) fn start(broker: &mut Broker, now: Time, session: SessionKey, filter: FilterId) {
+    cancel(broker, session, filter);
+    let text = broker.topic_tree.filter(filter).into_boxed_str();
+    let base = know_base(broker);
+    let Broker { replays, sessions, place, .. } = broker;
+    let Some(owner) = sessions.get_mut(session) else { return };
+    let is_exact = !text.bytes().any(|byte| byte == b'+' || byte == b'#');
+    let (first, owners_left) = match is_exact {
+        true => (place.key.owner_of(&text, place.shards), 1),
+        false => (place.shard, place.shards),
+    };
+    let start = String::new();
+    let state = State::Ready;
+    let replay = Replay { session, filter, text, base, owner: first, owners_left, start, state };
+    let id = ReplayId(replays.replays.insert(replay) as u32);
+    owner.subscriptions.replays.push((filter, id));
+    replays.ready.push_back(id);
+    // Mostly there is little to replay: what fits goes out with the SUBACK.
+    step(broker, now, id);
+}
+
+/// Its subscription has ended, or begins anew.
+pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId) {
+    let Some(owner) = broker.sessions.get_mut(session) else { return };
+    let replays = &mut owner.subscriptions.replays;
+    if let Some(at) = replays.iter().position(|(of, _)| *of == filter) {
+        let (_, id) = replays.swap_remove(at);
+        broker.replays.remove(id);
+    }
+}
+
+/// A session may have room again: its replays go on in [`run`].
+pub(crate) fn on_room(broker: &mut Broker, session: SessionKey) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    for (_, id) in &owner.subscriptions.replays {
+        if broker.replays.get(*id).is_some_and(|replay| replay.state == State::NoRoom) {
+            broker.replays.set_ready(*id);
+        }
+    }
+}
+
+/// Goes on with replays, a bounded number of pieces per call.
+pub(crate) fn run(broker: &mut Broker, now: Time) {
+    for _ in 0..REPLAY_PIECES_PER_TICK {
+        let Some(id) = broker.replays.ready.pop_front() else { return };
+        if broker.replays.get(id).is_some_and(|replay| replay.state == State::Ready) {
+            step(broker, now, id);
+        }
+    }
+}
+
+/// `known`, with what this shard has published itself, to be kept by a replay.
+fn know_base(broker: &mut Broker) -> Rc<[u64]> {
+    let Broker { replays, retained, place, .. } = broker;
+    replays.learn_row(place.shard, retained.counters().iter().copied());
+    replays.base.get_or_insert_with(|| replays.known.as_slice().into()).clone()
+}
+
+/// How many messages a session can take now.
+fn room(broker: &Broker, session: SessionKey, qos: QoS) -> usize {
+    let Some(owner) = broker.sessions.get(session) else { return 0 };
+    let Some(conn) = owner.conn.and_then(|conn| broker.conns.get(conn)) else { return 0 };
+    if conn.unsent() >= OUTBOX_BYTES_MARK {
+        return 0;
+    }
+    let Some(outgoing) = owner.outgoing.as_ref().filter(|_| qos > QoS::AtMostOnce) else {
+        return REPLAY_PIECE;
+    };
+    if !outgoing.queue.is_empty() || !outgoing.exchanges.is_resent() {
+        return 0;
+    }
+    REPLAY_PIECE.min(usize::from(conn.window).saturating_sub(outgoing.exchanges.used()))
+}
+
+/// One piece: taken from our own store, or asked for. The replay is in state `Ready`.
+fn step(broker: &mut Broker, now: Time, id: ReplayId) {
+    let Some(&Replay { session, filter, owner, .. }) = broker.replays.get(id) else { return };
+    let subscription = broker
+        .sessions
+        .get(session)
+        .and_then(|session| session.subscriptions.plain(filter))
+        .expect("invariant: a replay ends before its subscription does");
+    let room = room(broker, session, subscription.options.qos);
+    let is_here = owner == broker.place.shard;
+    let replay = &mut broker.replays.replays[id.0 as usize];
+    if room == 0 {
+        replay.state = State::NoRoom;
+    } else if is_here {
+        let (text, start) = (replay.text.clone(), std::mem::take(&mut replay.start));
+        let (found, next) = retained::take_piece(broker, now, (&text, &start), room);
+        for &index in &found {
+            deliver_own(broker, now, id, index);
+        }
+        retained::recycle(broker, found);
+        advance(broker, id, next.as_deref());
+    } else if broker.routing.is_ending() {
+        // Shutting down: no more questions (section 7). It stays where it is.
+        replay.state = State::NoRoom;
+    } else if broker.replays.open[owner.index()] >= QUESTIONS_MAX {
+        replay.state = State::Blocked;
+        broker.replays.blocked[owner.index()].push_back(id);
+    } else {
+        ask(broker, id, owner, room);
+    }
+}
+
+fn ask(broker: &mut Broker, id: ReplayId, owner: ShardId, room: usize) {
+    // With `known` as it is now; `base` stays as it was.
+    know_base(broker);
+    let Broker { replays, out, place, .. } = broker;
+    let question = replays.questions.insert(Asked { owner, replay: Some(id), again: false }) as u32;
+    replays.open[owner.index()] += 1;
+    let replay = &mut replays.replays[id.0 as usize];
+    replay.state = State::Asked(question);
+    let column: Vec<u64> =
+        (0..place.shards).map(|o| replays.known[o * place.shards + owner.index()]).collect();
+    let range = (&*replay.text, replay.start.as_str());
+    out.batches[owner.index()].push_query((question, room as u32), range, &column);
+}
+
+/// A piece is through: on to the next one, the next owner, or the end.
+fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
+    let shards = broker.place.shards;
+    let Some(replay) = broker.replays.replays.get_mut(id.0 as usize) else { return };
+    replay.start.clear();
+    match next {
+        Some(next) => replay.start.push_str(next),
+        None => {
+            replay.owner = ShardId::new((replay.owner.index() + 1) % shards);
+            replay.owners_left -= 1;
+        }
+    }
+    if replay.owners_left > 0 {
+        return broker.replays.set_ready(id);
+    }
+    let Replay { session, filter, .. } = *replay;
+    broker.replays.remove(id);
+    if let Some(owner) = broker.sessions.get_mut(session) {
+        owner.subscriptions.replays.retain(|other| *other != (filter, id));
+    }
+}
+
+/// An answer, with its values in `entries`.
+pub(crate) fn on_reply(
+    broker: &mut Broker,
+    now: Time,
+    from: ShardId,
+    reply: &Reply<'_>,
+    entries: &mut Reader<'_>,
+) {
+    let (id, again) = broker.replays.close(reply.id);
+    let marks: Vec<u64> = reply.marks.iter().collect();
+    for _ in 0..reply.values {
+        let value = entries.value();
+        let Some(id) = id.filter(|_| !again) else { continue };
+        let Some(replay) = broker.replays.get(id) else { continue };
+        let message = &value.message;
+        let hash = broker.interest.topic_hash(message.topic);
+        if !broker.replays.is_within(&replay.base, value.origin, from, value.number)
+            || broker.replays.is_outdated(hash, &marks)
+        {
+            continue;
+        }
+        let (session, filter) = (replay.session, replay.filter);
+        let publication = message.to_publication();
+        deliver_value(broker, now, session, filter, &publication);
+    }
+    if broker.replays.questions.is_empty() {
+        broker.replays.fresh.clear();
+    }
+    match id {
+        Some(id) if again => broker.replays.set_ready(id),
+        Some(id) => advance(broker, id, Some(reply.next).filter(|next| !next.is_empty())),
+        None => {}
+    }
+}
+
+/// Delivers one value of our own store. R1 and R3 hold by themselves: the store is never behind
+/// what was seen live here.
+fn deliver_own(broker: &mut Broker, now: Time, id: ReplayId, index: u32) {
+    let Broker { replays, retained, messages, place, .. } = broker;
+    let Some(replay) = replays.get(id) else { return };
+    let value = retained.value(index);
+    if !replays.is_within(&replay.base, value.origin, place.shard, value.number) {
+        return;
+    }
+    let (session, filter) = (replay.session, replay.filter);
+    let stored = messages.get(value.message);
+    let mut spare = std::mem::take(&mut replays.spare);
+    spare.topic.clear();
+    spare.topic.push_str(stored.topic());
+    spare.forwarded.clear();
+    spare.forwarded.extend_from_slice(stored.forwarded());
+    let Payload { bytes, shared } = stored.payload();
+    let shared = shared.cloned();
+    spare.payload.clear();
+    if shared.is_none() {
+        spare.payload.extend_from_slice(bytes);
+    }
+    let publisher = value.publisher.clone();
+    let publication = Publication {
+        topic: &spare.topic,
+        payload: Payload {
+            bytes: shared.as_ref().map_or(&spare.payload[..], |shared| &shared[..]),
+            shared: shared.as_ref(),
+        },
+        qos: stored.qos,
+        retain: true,
+        deadline: stored.deadline,
+        forwarded: &spare.forwarded,
+        publisher: None,
+        publisher_id: &publisher,
+        id: stored.id,
+        memo: Memo::stored_as(value.message),
+    };
+    deliver_value(broker, now, session, filter, &publication);
+    broker.replays.spare = spare;
+}
+
+/// RETAIN is 1 `[MQTT-3.3.1-8]`, the granted QoS holds, the identifier is that of this very
+/// subscription, and No Local holds here too `[MQTT-3.8.3-3]`.
+fn deliver_value(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    filter: FilterId,
+    publication: &Publication<'_>,
+) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    let Some(&subscription) = owner.subscriptions.plain(filter) else { return };
+    if subscription.options.no_local && *owner.client_id == *publication.publisher_id {
+        return;
+    }
+    let terms =
+        Terms { qos: subscription.options.qos, retain: true, subscription_ids: subscription.ids() };
+    deliver::to_session(broker, now, session, publication, &terms);
+}
