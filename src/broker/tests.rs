@@ -1,1 +1,1 @@
-//! Tests.
+//! The session half, driven by packets.
