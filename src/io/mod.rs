@@ -1,7 +1,7 @@
 //! The kernel: sockets, submissions, completions.
 //!
 //! One trait, [`Backend`], shaped like completions: a shard asks for things (receive on this
-//! connection, send these bytes), enters the kernel once per tick in [`Backend::poll`], and gets
+//! connection, send these bytes), enters the kernel in [`Backend::poll`], once per tick, and gets
 //! what has happened as a list of [`Completion`]s. `uring` does it with one `io_uring` per shard;
 //! `epoll` keeps the same contract over readiness; the simulation has its own. Everything above
 //! this folder is the same for all of them, and `tests.rs` holds them to the contract.
@@ -124,8 +124,9 @@ pub trait Backend {
     /// free at once.
     fn detach(&mut self, conn: ConnId) -> Option<OwnedFd>;
 
-    /// Enters the kernel once: submits everything, waits as `wait` says for something to happen,
-    /// appends what did. It may return early with nothing (woken, interrupted by a signal).
+    /// Enters the kernel: submits everything, waits as `wait` says for something to happen, appends
+    /// all that did, up to the bounds of a tick. One entry, but for a ring that has more to say than
+    /// the kernel tells at once. It may return early with nothing (woken, interrupted by a signal).
     ///
     /// # Errors
     /// When the kernel refuses the entry itself; the shard cannot go on.
@@ -300,6 +301,8 @@ pub struct IoCounters {
     pub enters: u64,
     /// Of those, the ones in the middle of a tick because the submission queue was full.
     pub extra_submits: u64,
+    /// Of those, the ones that only fetched more: recent kernels run deferred work by twenties.
+    pub extra_drains: u64,
     /// Connections accepted.
     pub accepted: u64,
     /// Failures to accept, of any kind.

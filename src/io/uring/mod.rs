@@ -2,7 +2,7 @@
 //!
 //! `ring` is the ring, `ops` what is submitted to it, `buf_ring` the receive buffers; here is what
 //! they are for: which operation is in flight on which connection, and what its completion means.
-//! Submissions are queued by the verbs and enter the kernel in [`Backend::poll`], once.
+//! Submissions are queued by the verbs and enter the kernel in [`Backend::poll`].
 //!
 //! Invariants:
 //! - *one each*: at most one receive and one send of a connection are in flight; `recv` and `send`
@@ -684,6 +684,18 @@ impl Backend for Uring {
         self.counters.overflow += u64::from(self.ring.overflown());
         let mut reaped = std::mem::take(&mut self.reaped);
         self.ring.reap(&mut reaped, COMPLETIONS_PER_TICK);
+        // All that is ready belongs into this tick: its answers leave together. An entry costs a
+        // tenth of a microsecond, a send of its own three.
+        while reaped.len() < COMPLETIONS_PER_TICK && self.ring.has_deferred_work() {
+            let had = reaped.len();
+            self.counters.enters += 1;
+            self.counters.extra_drains += 1;
+            self.ring.enter(false, None)?;
+            self.ring.reap(&mut reaped, COMPLETIONS_PER_TICK - had);
+            if reaped.len() == had {
+                break;
+            }
+        }
         for entry in reaped.drain(..) {
             self.on_completion(&entry, completions);
         }

@@ -50,6 +50,7 @@ pub(crate) fn required(entries: u32) -> Builder {
     builder
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_taskrun_flag()
         .setup_submit_all()
         .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_SUBMISSION));
     builder
@@ -169,6 +170,12 @@ impl Ring {
             Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN) => Ok(()),
             _ => result.map(drop),
         }
+    }
+
+    /// Whether an entry would make more completions at once. Since Linux 6.14 one entry runs at most
+    /// twenty pieces of deferred work, or as many as it waits for, and leaves the rest.
+    pub(super) fn has_deferred_work(&self) -> bool {
+        self.submissions.taskrun()
     }
 
     /// Whether the kernel keeps completions that found no room in the queue.
