@@ -1,5 +1,6 @@
 //! The client against a server of a few lines: the test itself, which reads what was sent and
 //! encodes the answers.
+#![forbid(unsafe_code)]
 
 use super::*;
 use crate::codec::mqtt::{

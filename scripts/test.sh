@@ -1,0 +1,168 @@
+#!/usr/bin/env bash
+# All that CI runs, stage by stage. Installs what the tests need on a Debian-like machine that has
+# Rust; needs nothing else.
+#
+# usage: scripts/test.sh [STAGE...]      all stages, or only these, in the order given
+#
+#   format     rustfmt
+#   lint       clippy with all warnings denied; shellcheck
+#   unit       unit, property, documentation and house-rule tests
+#   loom       the handshake between shards, in all orders of its steps (bounded)
+#   blackbox   a real process: both I/O backends, one and two shards
+#   clients    real client libraries in C, Python, JavaScript and Rust, on the same four
+#   fuzz       the parsers on made-up bytes, for some seconds
+#
+#   deny       licences, advisories and sources by cargo-deny; only when asked for: it needs the
+#              tool, and an advisory of today is not a fault of this commit. Licences and sources
+#              are held by the unit stage as well.
+#
+# NOCTULE_TEST_IO and NOCTULE_TEST_SHARDS restrict the black-box stages to a combination. The last
+# line is "N passed, N failed", and the exit code says the same.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
+
+STAGES=(format lint unit loom blackbox clients fuzz)
+# Nothing is skipped: a test that cannot run here fails.
+export CI=${CI:-true}
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+
+stage_format() {
+    need_component rustfmt
+    cargo fmt --check
+}
+
+stage_lint() {
+    need_component clippy
+    cargo clippy --locked --all-targets -- -D warnings
+    need_packages shellcheck:shellcheck
+    shellcheck scripts/*.sh .ci/run
+}
+
+stage_unit() {
+    cargo test --locked --no-fail-fast --lib --bins --test tidy --test dependencies
+    cargo test --locked --doc
+}
+
+stage_loom() {
+    # Its own build: the flag is for every crate.
+    RUSTFLAGS="--cfg noctule_loom" CARGO_TARGET_DIR="$(target_dir)/loom" \
+        LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3} \
+        cargo test --locked --lib loom_
+}
+
+# Every test of tests/ that no other stage runs, so that none is forgotten.
+stage_blackbox() {
+    need_packages strace:strace
+    local file name tests=()
+    for file in tests/*.rs tests/*/main.rs; do
+        name=${file#tests/}
+        name=${name%/main.rs}
+        name=${name%.rs}
+        case $name in
+        tidy | dependencies | clients | '*') ;;
+        *) tests+=(--test "$name") ;;
+        esac
+    done
+    [[ ${#tests[@]} -gt 0 ]] || die "no black-box tests"
+    cargo test --locked --no-fail-fast "${tests[@]}"
+}
+
+stage_clients() {
+    install_clients
+    cargo test --locked --no-fail-fast --test clients
+}
+
+stage_fuzz() {
+    scripts/fuzz.sh codec "${NOCTULE_FUZZ_SECONDS:-20}"
+}
+
+stage_deny() {
+    command -v cargo-deny >/dev/null || die "cargo install --locked cargo-deny"
+    cargo deny check
+}
+
+# A part of the Rust toolchain that a minimal installation lacks.
+need_component() {
+    local command=${1/rustfmt/fmt}
+    cargo "$command" --version >/dev/null 2>&1 || rustup component add "$1"
+}
+
+# The client libraries: system packages, a Python environment in target/, node_modules beside the
+# scripts; all pinned.
+install_clients() {
+    need_packages mosquitto_sub:mosquitto-clients python3:python3 node:nodejs npm:npm
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    local venv=target/clients/venv pins=tests/clients/requirements.txt
+    if ! cmp -s "$pins" "$venv/installed.txt"; then
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$pins"
+        cp "$pins" "$venv/installed.txt"
+    fi
+    local lock=tests/clients/package-lock.json modules=tests/clients/node_modules
+    if ! cmp -s "$lock" "$modules/installed.json"; then
+        npm ci --prefix tests/clients --no-audit --no-fund --ignore-scripts
+        cp "$lock" "$modules/installed.json"
+    fi
+}
+
+# ---- running the stages ----
+
+passed=0
+failed=0
+failures=()
+times=()
+
+# Runs one stage with a heading and its time. Its tests are counted; one that fails in another way
+# counts as one failure.
+run_stage() {
+    local stage=$1 status=0 start=$SECONDS log counts
+    log=$(mktemp)
+    heading "$stage"
+    # In a subshell of its own, for `set -e` to hold in it: as a condition it would not.
+    set +e
+    (
+        set -e
+        "stage_$stage"
+    ) 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    set -e
+    counts=$(awk '/^test result:/ { for (i = 2; i <= NF; i++) {
+        if ($i == "passed;") passed += $(i - 1); if ($i == "failed;") failed += $(i - 1) } }
+        END { print passed + 0, failed + 0 }' "$log")
+    rm -f "$log"
+    passed=$((passed + ${counts% *}))
+    failed=$((failed + ${counts#* }))
+    if [[ $status -ne 0 ]]; then
+        failures+=("$stage")
+        if [[ ${counts#* } -eq 0 ]]; then
+            failed=$((failed + 1))
+        fi
+    elif [[ $counts == "0 0" ]]; then
+        passed=$((passed + 1))
+    fi
+    times+=("$(printf '%-9s %4d s  %s' "$stage" $((SECONDS - start)) \
+        "$([[ $status -eq 0 ]] && echo ok || echo FAILED)")")
+}
+
+main() {
+    command -v cargo >/dev/null || die "no cargo: install Rust from https://rustup.rs"
+    need_packages cc:gcc
+    local stage
+    [[ $# -gt 0 ]] || set -- "${STAGES[@]}"
+    for stage in "$@"; do
+        declare -F "stage_$stage" >/dev/null || die "no stage $stage; there are ${STAGES[*]} deny"
+    done
+    for stage in "$@"; do
+        run_stage "$stage"
+    done
+    heading summary
+    printf '%s\n' "${times[@]}"
+    [[ ${#failures[@]} -eq 0 ]] || echo "failed: ${failures[*]}"
+    echo "$passed passed, $failed failed"
+    [[ ${#failures[@]} -eq 0 && $failed -eq 0 ]]
+}
+
+main "$@"
