@@ -161,3 +161,125 @@ fn code_allowed(kind: PacketKind, version: Version, code: u8) -> bool {
         _ => matches!(code, 0x00..=0x02 | 0x80),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ALL_VERSIONS, accepted, bad, good, packet_id, written};
+    use super::super::{Packet, Side};
+    use super::*;
+
+    const FOUR: [u8; 4] = [0x40, 0x50, 0x62, 0x70];
+
+    fn packet(first: u8, ack: Ack<'_>) -> Packet<'_> {
+        match first {
+            0x40 => Packet::PubAck(ack),
+            0x50 => Packet::PubRec(ack),
+            0x62 => Packet::PubRel(ack),
+            _ => Packet::PubComp(ack),
+        }
+    }
+
+    #[test]
+    fn acks_in_all_versions() {
+        let ack = Ack::new(packet_id(0x1234), ReasonCode::SUCCESS);
+        for version in ALL_VERSIONS {
+            for side in [Side::Server, Side::Client] {
+                for first in FOUR {
+                    good(version, side, first, "1234", packet(first, ack));
+                    bad(version, side, first, "0000", Cause::PacketIdZero);
+                    bad(version, side, first, "12", Cause::Truncated);
+                    bad(version, side, first, "", Cause::Truncated);
+                }
+            }
+        }
+        for version in [Version::V31, Version::V311] {
+            for first in FOUR {
+                bad(version, Side::Server, first, "1234 00", Cause::TrailingBytes);
+                // What the version cannot say is left out.
+                let refusal = Ack { reason: ReasonCode::QUOTA_EXCEEDED, ..ack };
+                let refusal = Ack { reason_string: Some("full"), ..refusal };
+                written(version, packet(first, refusal), first, "1234");
+            }
+        }
+        // 3.1 sends PUBREL again with DUP.
+        accepted(Version::V31, Side::Server, 0x6A, "1234", Packet::PubRel(ack));
+        bad(Version::V311, Side::Server, 0x6A, "1234", Cause::FixedHeaderFlags);
+        bad(Version::V31, Side::Server, 0x60, "1234", Cause::FixedHeaderFlags);
+    }
+
+    #[test]
+    fn acks_of_5() {
+        let ack = Ack::new(packet_id(1), ReasonCode::SUCCESS);
+        for first in FOUR {
+            let code = if first < 0x60 { "97" } else { "92" };
+            let reason = ReasonCode(if first < 0x60 { 0x97 } else { 0x92 });
+            let other = Ack { reason, ..ack };
+            let short = format!("0001 {code}");
+            good(Version::V5, Side::Server, first, &short, packet(first, other));
+            // Longer than need be.
+            accepted(Version::V5, Side::Server, first, "0001 00", packet(first, ack));
+            accepted(Version::V5, Side::Server, first, "0001 00 00", packet(first, ack));
+            let long = format!("0001 {code} 00");
+            accepted(Version::V5, Side::Server, first, &long, packet(first, other));
+            let pairs = [("k", "v")];
+            let full = Ack {
+                reason_string: Some("why"),
+                user_properties: UserProperties::new(&pairs),
+                ..other
+            };
+            let body = format!("0001 {code} 0D 1F 'why' 26 'k' 'v'");
+            good(Version::V5, Side::Client, first, &body, packet(first, full));
+            let error = bad(Version::V5, Side::Server, first, "0001 03", Cause::ReasonCode);
+            assert_eq!(error.reason.0, 0x82);
+        }
+        // [MQTT-3.4.2-1], [MQTT-3.6.2-1]: of each other's table.
+        bad(Version::V5, Side::Server, 0x40, "0001 92", Cause::ReasonCode);
+        bad(Version::V5, Side::Server, 0x50, "0001 92", Cause::ReasonCode);
+        bad(Version::V5, Side::Server, 0x62, "0001 10", Cause::ReasonCode);
+        bad(Version::V5, Side::Server, 0x70, "0001 80", Cause::ReasonCode);
+    }
+
+    #[test]
+    fn suback() {
+        let codes = [0x00, 0x01, 0x02, 0x80];
+        let ack = SubAck::new(packet_id(5), &codes);
+        good(Version::V311, Side::Client, 0x90, "0005 00010280", Packet::SubAck(ack));
+        accepted(Version::V31, Side::Client, 0x90, "0005 00010280", Packet::SubAck(ack));
+        written(Version::V31, Packet::SubAck(ack), 0x90, "0005 00010200");
+        good(Version::V5, Side::Client, 0x90, "0005 00 00010280", Packet::SubAck(ack));
+        let refusals = [0x87, 0x8F, 0x02];
+        let ack = SubAck { reason_string: Some("no"), ..SubAck::new(packet_id(5), &refusals) };
+        good(Version::V5, Side::Client, 0x90, "0005 05 1F 'no' 878F02", Packet::SubAck(ack));
+        written(Version::V311, Packet::SubAck(ack), 0x90, "0005 808002");
+        for version in ALL_VERSIONS {
+            let five = if version == Version::V5 { "00" } else { "" };
+            let bad = |id: &str, codes: &str, cause| {
+                let body = format!("{id} {five} {codes}");
+                bad(version, Side::Client, 0x90, &body, cause);
+            };
+            bad("0000", "00", Cause::PacketIdZero);
+            bad("0005", "", Cause::PayloadEmpty);
+            bad("0005", "03", Cause::ReasonCode);
+            bad("0005", "0011", Cause::ReasonCode);
+        }
+        bad(Version::V311, Side::Client, 0x90, "0005 87", Cause::ReasonCode);
+        bad(Version::V5, Side::Client, 0x90, "0005", Cause::Truncated);
+        bad(Version::V5, Side::Server, 0x90, "0005 00 00", Cause::Direction);
+    }
+
+    #[test]
+    fn unsuback() {
+        let none = SubAck::new(packet_id(5), &[]);
+        for version in [Version::V31, Version::V311] {
+            good(version, Side::Client, 0xB0, "0005", Packet::UnsubAck(none));
+            bad(version, Side::Client, 0xB0, "0005 00", Cause::TrailingBytes);
+        }
+        let codes = [0x00, 0x11, 0x87];
+        let ack = SubAck::new(packet_id(5), &codes);
+        good(Version::V5, Side::Client, 0xB0, "0005 00 001187", Packet::UnsubAck(ack));
+        written(Version::V311, Packet::UnsubAck(ack), 0xB0, "0005");
+        bad(Version::V5, Side::Client, 0xB0, "0005 00", Cause::PayloadEmpty);
+        bad(Version::V5, Side::Client, 0xB0, "0005 00 01", Cause::ReasonCode);
+        bad(Version::V5, Side::Client, 0xB0, "0000 00 00", Cause::PacketIdZero);
+    }
+}

@@ -495,3 +495,339 @@ impl Encode for ConnAckProperties<'_> {
         put_binary(out, id::AUTHENTICATION_DATA, self.authentication_data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{accepted, bad, good, written};
+    use super::super::{Packet, Side};
+    use super::*;
+
+    fn connect(version: Version) -> Connect<'static> {
+        Connect {
+            version,
+            bridge: false,
+            clean_start: true,
+            keep_alive: 60,
+            client_id: "id",
+            user_name: None,
+            password: None,
+            will: None,
+            properties: ConnectProperties::default(),
+        }
+    }
+
+    const WILL: Will<'static> = Will {
+        topic: "w",
+        payload: &[1],
+        qos: QoS::AtMostOnce,
+        retain: false,
+        delay_interval: 0,
+        properties: PublishProperties {
+            payload_format: None,
+            message_expiry_interval: None,
+            topic_alias: None,
+            response_topic: None,
+            correlation_data: None,
+            content_type: None,
+            user_properties: UserProperties::EMPTY,
+            subscription_ids: super::super::SubscriptionIds::EMPTY,
+            verbatim: super::super::Verbatim::NONE,
+        },
+    };
+
+    #[track_caller]
+    fn good_connect(body: &str, expected: Connect<'_>) {
+        good(expected.version, Side::Server, 0x10, body, Packet::Connect(expected));
+    }
+
+    #[track_caller]
+    fn bad_connect(body: &str, cause: Cause) -> Option<Version> {
+        bad(None, Side::Server, 0x10, body, cause).version
+    }
+
+    #[test]
+    fn in_all_versions() {
+        good_connect("'MQIsdp' 03 02 003C 'id'", connect(Version::V31));
+        good_connect("'MQTT' 04 02 003C 'id'", connect(Version::V311));
+        good_connect("'MQTT' 05 02 003C 00 'id'", connect(Version::V5));
+        // Empty is there, and none of the codec's business (PITFALLS B16, B17).
+        let empty = Connect { client_id: "", ..connect(Version::V311) };
+        let empty = Connect { user_name: Some(""), password: Some(b""), ..empty };
+        good_connect("'MQTT' 04 C2 003C '' '' ''", empty);
+        let will = Will { qos: QoS::ExactlyOnce, retain: true, ..WILL };
+        let all = Connect {
+            clean_start: false,
+            keep_alive: 0xFFFF,
+            user_name: Some("u"),
+            password: Some(&[0, 0xFF]),
+            will: Some(will),
+            ..connect(Version::V311)
+        };
+        good_connect("'MQTT' 04 F4 FFFF 'id' 'w' 0001 01 'u' 0002 00FF", all);
+        let all = Connect { version: Version::V31, ..all };
+        good_connect("'MQIsdp' 03 F4 FFFF 'id' 'w' 0001 01 'u' 0002 00FF", all);
+        let password = Connect { password: Some(b"p"), ..connect(Version::V5) };
+        good_connect("'MQTT' 05 42 003C 00 'id' 'p'", password);
+    }
+
+    /// `[MQTT-3.1.2-1]`, `[MQTT-3.1.2-2]`; PITFALLS B13.
+    #[test]
+    fn names_and_levels() {
+        for (body, answer) in [
+            ("'MQTT' 03 02 003C 'id'", Some(Version::V311)),
+            ("'MQTT' 00", Some(Version::V311)),
+            ("'MQTT' 06 02 003C 00 'id'", Some(Version::V5)),
+            ("'MQTT' 7F", Some(Version::V5)),
+            ("'MQTT' 85 02 003C 00 'id'", Some(Version::V5)),
+            ("'MQTT' FF", Some(Version::V5)),
+            ("'MQIsdp' 04 02 003C 'id'", Some(Version::V31)),
+            ("'MQIsdp' 05", Some(Version::V31)),
+        ] {
+            assert_eq!(bad_connect(body, Cause::ProtocolVersion), answer, "{body}");
+        }
+        for body in ["'mqtt' 04 02 003C 'id'", "'' 04", "'MQTTX' 05", "'MQTs' 04"] {
+            assert_eq!(bad_connect(body, Cause::ProtocolName), None, "{body}");
+        }
+        let error = bad(None, Side::Server, 0x10, "'MQTT' 06", Cause::ProtocolVersion);
+        assert_eq!(error.reason, ReasonCode::UNSUPPORTED_PROTOCOL_VERSION);
+        assert_eq!(error.reason.connack_v3(), 1);
+        let bridge = Connect { bridge: true, ..connect(Version::V311) };
+        good_connect("'MQTT' 84 02 003C 'id'", bridge);
+        good_connect("'MQIsdp' 83 02 003C 'id'", Connect { version: Version::V31, ..bridge });
+    }
+
+    /// PITFALLS A5, A6.
+    #[test]
+    fn cut_and_trailing() {
+        for body in ["", "0004 4D51", "'MQTT'"] {
+            assert_eq!(bad_connect(body, Cause::Truncated), None, "{body}");
+        }
+        for body in [
+            "'MQTT' 04",
+            "'MQTT' 04 02 00",
+            "'MQTT' 04 02 003C",
+            "'MQTT' 04 02 003C 00",
+            "'MQTT' 04 82 003C 'id'",
+            "'MQTT' 04 C2 003C 'id' 'u'",
+            "'MQTT' 04 06 003C 'id'",
+            "'MQTT' 04 06 003C 'id' 'w'",
+            "'MQTT' 04 06 003C 'id' 'w' 0002 01",
+        ] {
+            assert_eq!(bad_connect(body, Cause::Truncated), Some(Version::V311), "{body}");
+        }
+        bad_connect("'MQTT' 04 02 003C 'id' 00", Cause::TrailingBytes);
+        bad_connect("'MQTT' 05 02 003C 00 'id' 'u'", Cause::TrailingBytes);
+        bad_connect("'MQTT' 04 02 003C 0001 FF", Cause::Utf8);
+        bad_connect("'MQTT' 04 02 003C 0002 6100", Cause::NullCharacter);
+        bad_connect("'MQTT' 04 82 003C 'id' 0001 FF", Cause::Utf8);
+        bad_connect("'MQTT' 04 06 003C 'id' 0001 FF ''", Cause::Utf8);
+    }
+
+    /// `[MQTT-3.1.2-3]`, `[MQTT-3.1.2-11]` to `[MQTT-3.1.2-13]`; PITFALLS B14 to B16.
+    #[test]
+    fn flags() {
+        for (version, level, properties) in
+            [(Version::V311, "'MQTT' 04", ""), (Version::V5, "'MQTT' 05", "00")]
+        {
+            let bad = |flags, cause| {
+                let body = format!("{level} {flags} 003C {properties} 'id'");
+                assert_eq!(bad_connect(&body, cause), Some(version), "{body}");
+                cause.reason().0
+            };
+            assert_eq!(bad("03", Cause::ConnectFlags), 0x81);
+            assert_eq!(bad("0A", Cause::WillFlags), 0x82);
+            assert_eq!(bad("12", Cause::WillFlags), 0x82);
+            assert_eq!(bad("1A", Cause::WillFlags), 0x82);
+            assert_eq!(bad("22", Cause::WillFlags), 0x82);
+            assert_eq!(bad("1E", Cause::WillQos), 0x81);
+        }
+        // [MQTT-3.1.2-22 of 3.1.1]; 5.0 allows it.
+        bad_connect("'MQTT' 04 42 003C 'id' 'p'", Cause::PasswordWithoutUserName);
+        bad_connect("'MQIsdp' 03 42 003C 'id' 'p'", Cause::PasswordWithoutUserName);
+        // The fixed header's flags.
+        let body = "'MQTT' 04 02 003C 'id'";
+        bad(None, Side::Server, 0x11, body, Cause::FixedHeaderFlags);
+        bad(None, Side::Server, 0x18, "'MQTT' 05 02 003C 00 'id'", Cause::FixedHeaderFlags);
+    }
+
+    /// Section 3.1 of MQTT 3.1: the remaining length takes precedence, unused bits are not used.
+    #[test]
+    fn leniency_of_31() {
+        let packet = Packet::Connect(connect(Version::V31));
+        let accept = |first, body| accepted(Version::V31, Side::Server, first, body, packet);
+        accept(0x10, "'MQIsdp' 03 82 003C 'id'");
+        accept(0x10, "'MQIsdp' 03 C2 003C 'id'");
+        accept(0x10, "'MQIsdp' 03 3B 003C 'id'");
+        accept(0x1B, "'MQIsdp' 03 02 003C 'id'");
+        let named = Packet::Connect(Connect { user_name: Some("u"), ..connect(Version::V31) });
+        accepted(Version::V31, Side::Server, 0x10, "'MQIsdp' 03 C2 003C 'id' 'u'", named);
+        bad_connect("'MQIsdp' 03 1E 003C 'id' 'w' ''", Cause::WillQos);
+        bad_connect("'MQIsdp' 03 02 003C 'id' 'u'", Cause::TrailingBytes);
+    }
+
+    #[test]
+    fn properties() {
+        let pairs = [("k", "v")];
+        let properties = ConnectProperties {
+            session_expiry_interval: Some(u32::MAX),
+            receive_maximum: Some(1),
+            maximum_packet_size: Some(1),
+            topic_alias_maximum: Some(0),
+            request_response_information: Some(true),
+            request_problem_information: Some(false),
+            user_properties: UserProperties::new(&pairs),
+            authentication_method: Some("M"),
+            authentication_data: Some(&[7]),
+        };
+        let body = "'MQTT' 05 02 003C [ 11FFFFFFFF 210001 2700000001 220000 1901 1700 26 'k' 'v' \
+                    15 'M' 16 0001 07 ] 'id'";
+        good_connect(body, Connect { properties, ..connect(Version::V5) });
+        let bad = |properties: &str, cause| {
+            let body = format!("'MQTT' 05 02 003C {properties} 'id'");
+            assert_eq!(bad_connect(&body, cause), Some(Version::V5));
+            cause.reason().0
+        };
+        assert_eq!(bad("03 210000", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("05 2700000000", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("02 1902", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("02 17FF", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("04 1700 1700", Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad("0A 1100000000 1100000000", Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad("04 16 0001 07", Cause::AuthenticationData), 0x82);
+        assert_eq!(bad("02 2401", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("05 1800000001", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("03 1F ''", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("7F", Cause::Truncated), 0x81);
+    }
+
+    #[test]
+    fn will() {
+        let pairs = [("k", "v")];
+        let will = Will {
+            qos: QoS::AtLeastOnce,
+            delay_interval: 5,
+            properties: PublishProperties {
+                payload_format: Some(true),
+                message_expiry_interval: Some(9),
+                content_type: Some("c"),
+                response_topic: Some("r"),
+                correlation_data: Some(&[1]),
+                user_properties: UserProperties::new(&pairs),
+                ..WILL.properties
+            },
+            ..WILL
+        };
+        let body = "'MQTT' 05 0E 003C 00 'id' [ 1800000005 0200000009 0101 03 'c' 08 'r' \
+                    09 0001 01 26 'k' 'v' ] 'w' 0001 01";
+        good_connect(body, Connect { will: Some(will), ..connect(Version::V5) });
+        // Versions without properties drop them.
+        let packet = Packet::Connect(Connect { will: Some(will), ..connect(Version::V311) });
+        written(Version::V311, packet, 0x10, "'MQTT' 04 0E 003C 'id' 'w' 0001 01");
+        let bad = |will: &str, cause| {
+            bad_connect(&format!("'MQTT' 05 06 003C 00 'id' {will}"), cause);
+            cause.reason().0
+        };
+        assert_eq!(bad("00 '' ''", Cause::TopicEmpty), 0x82);
+        assert_eq!(bad("00 'w/#' ''", Cause::TopicWildcard), 0x82);
+        assert_eq!(bad("03 230001 'w' ''", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("02 0B01 'w' ''", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("02 0102 'w' ''", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("04 08 '#' 'w' ''", Cause::ResponseTopic), 0x82);
+        assert_eq!(bad("0A 1800000001 1800000001 'w' ''", Cause::PropertyRepeated), 0x82);
+        assert_eq!(
+            bad_connect("'MQTT' 04 06 003C 'id' '+' ''", Cause::TopicWildcard),
+            Some(Version::V311)
+        );
+    }
+
+    fn connack(session_present: bool, reason: ReasonCode) -> ConnAck<'static> {
+        ConnAck { session_present, reason, properties: ConnAckProperties::default() }
+    }
+
+    #[test]
+    fn connack_before_5() {
+        let new = connack(false, ReasonCode::SUCCESS);
+        for version in [Version::V31, Version::V311] {
+            good(version, Side::Client, 0x20, "0000", Packet::ConnAck(new));
+            let refused = connack(false, ReasonCode::NOT_AUTHORIZED);
+            good(version, Side::Client, 0x20, "0005", Packet::ConnAck(refused));
+            let banned = Packet::ConnAck(connack(true, ReasonCode::BANNED));
+            written(version, banned, 0x20, "0005");
+            bad(version, Side::Client, 0x20, "0006", Cause::ReasonCode);
+            bad(version, Side::Client, 0x20, "0000 00", Cause::TrailingBytes);
+            bad(version, Side::Client, 0x20, "00", Cause::Truncated);
+        }
+        let present = Packet::ConnAck(connack(true, ReasonCode::SUCCESS));
+        good(Version::V311, Side::Client, 0x20, "0100", present);
+        // [MQTT-3.2.2-4 of 3.1.1]
+        bad(Version::V311, Side::Client, 0x20, "0101", Cause::SessionPresent);
+        bad(Version::V311, Side::Client, 0x20, "0200", Cause::ConnAckFlags);
+        // 3.1 has no such flag.
+        accepted(Version::V31, Side::Client, 0x20, "FF00", Packet::ConnAck(new));
+        written(Version::V31, present, 0x20, "0000");
+    }
+
+    #[test]
+    fn connack_of_5() {
+        let five = |body, expected| {
+            good(Version::V5, Side::Client, 0x20, body, Packet::ConnAck(expected));
+        };
+        five("00 00 00", connack(false, ReasonCode::SUCCESS));
+        five("01 00 00", connack(true, ReasonCode::SUCCESS));
+        five("00 8C 00", connack(false, ReasonCode::BAD_AUTHENTICATION_METHOD));
+        let pairs = [("k", "v")];
+        let properties = ConnAckProperties {
+            session_expiry_interval: Some(1),
+            receive_maximum: Some(2),
+            maximum_qos: Some(QoS::AtLeastOnce),
+            retain_available: Some(false),
+            maximum_packet_size: Some(3),
+            assigned_client_id: Some("i"),
+            topic_alias_maximum: Some(4),
+            reason_string: Some("r"),
+            user_properties: UserProperties::new(&pairs),
+            wildcard_subscription_available: Some(true),
+            subscription_ids_available: Some(false),
+            shared_subscription_available: Some(true),
+            server_keep_alive: Some(5),
+            response_information: Some("p"),
+            server_reference: Some("s"),
+            authentication_method: Some("M"),
+            authentication_data: Some(&[6]),
+        };
+        let body = "00 00 [ 1100000001 210002 2401 2500 2700000003 12 'i' 220004 1F 'r' \
+                    26 'k' 'v' 2801 2900 2A01 130005 1A 'p' 1C 's' 15 'M' 16 0001 06 ]";
+        five(body, ConnAck { properties, ..connack(false, ReasonCode::SUCCESS) });
+        // PITFALLS B20: there is no Maximum QoS 2.
+        let two = ConnAckProperties { maximum_qos: Some(QoS::ExactlyOnce), ..Default::default() };
+        let two = ConnAck { properties: two, ..connack(false, ReasonCode::SUCCESS) };
+        written(Version::V5, Packet::ConnAck(two), 0x20, "00 00 00");
+        // PITFALLS B18, [MQTT-3.2.2-6]
+        let refusal = Packet::ConnAck(connack(true, ReasonCode::SERVER_BUSY));
+        written(Version::V5, refusal, 0x20, "00 89 00");
+        // A server of 3.1.1 answers in its own words.
+        let old = Packet::ConnAck(connack(false, ReasonCode::UNSUPPORTED_PROTOCOL_VERSION));
+        accepted(Version::V5, Side::Client, 0x20, "00 01", old);
+    }
+
+    #[test]
+    fn refused_connacks() {
+        let bad = |body, cause| bad(Version::V5, Side::Client, 0x20, body, cause).reason.0;
+        assert_eq!(bad("00 00", Cause::Truncated), 0x81);
+        assert_eq!(bad("00 84", Cause::Truncated), 0x81);
+        assert_eq!(bad("02 00 00", Cause::ConnAckFlags), 0x81);
+        assert_eq!(bad("01 89 00", Cause::SessionPresent), 0x82);
+        // [MQTT-3.2.2-8]
+        assert_eq!(bad("00 8B 00", Cause::ReasonCode), 0x82);
+        assert_eq!(bad("00 01 00", Cause::ReasonCode), 0x82);
+        assert_eq!(bad("00 00 02 2402", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("00 00 02 2502", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("00 00 03 210000", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("00 00 05 2700000000", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("00 00 06 130001 130001", Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad("00 00 02 1701", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad("00 00 04 16 0001 06", Cause::AuthenticationData), 0x82);
+        assert_eq!(bad("00 00 00 00", Cause::TrailingBytes), 0x81);
+        super::super::tests::bad(Version::V5, Side::Server, 0x20, "00 00 00", Cause::Direction);
+    }
+}

@@ -203,3 +203,104 @@ impl Encode for Auth<'_> {
         self.user_properties.put(out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ALL_VERSIONS, accepted, bad, good, written};
+    use super::super::{Cause, Packet};
+    use super::*;
+
+    #[test]
+    fn disconnect_in_all_versions() {
+        for version in ALL_VERSIONS {
+            good(version, Side::Server, 0xE0, "", Packet::Disconnect(Disconnect::default()));
+            let full = Disconnect {
+                reason_string: Some("bye"),
+                ..Disconnect::new(ReasonCode::DISCONNECT_WITH_WILL)
+            };
+            if version != Version::V5 {
+                bad(version, Side::Server, 0xE0, "00", Cause::TrailingBytes);
+                bad(version, Side::Client, 0xE0, "", Cause::Direction);
+                written(version, Packet::Disconnect(full), 0xE0, "");
+            } else {
+                good(version, Side::Server, 0xE0, "04 06 1F 'bye'", Packet::Disconnect(full));
+            }
+        }
+    }
+
+    #[test]
+    fn disconnect_of_5() {
+        let five = Version::V5;
+        let taken_over = Disconnect::new(ReasonCode::SESSION_TAKEN_OVER);
+        good(five, Side::Client, 0xE0, "8E", Packet::Disconnect(taken_over));
+        accepted(five, Side::Client, 0xE0, "8E 00", Packet::Disconnect(taken_over));
+        let normal = Disconnect::default();
+        accepted(five, Side::Server, 0xE0, "00", Packet::Disconnect(normal));
+        accepted(five, Side::Server, 0xE0, "00 00", Packet::Disconnect(normal));
+        let expiry = Disconnect { session_expiry_interval: Some(0), ..normal };
+        good(five, Side::Server, 0xE0, "00 05 1100000000", Packet::Disconnect(expiry));
+        let moved = Disconnect {
+            server_reference: Some("b:1"),
+            ..Disconnect::new(ReasonCode::SERVER_MOVED)
+        };
+        good(five, Side::Client, 0xE0, "9D 06 1C 'b:1'", Packet::Disconnect(moved));
+    }
+
+    /// `[MQTT-3.14.2-1]`, `[MQTT-3.14.2-2]`; PITFALLS F78.
+    #[test]
+    fn refused_disconnects() {
+        let bad = |side, body, cause| bad(Version::V5, side, 0xE0, body, cause).reason.0;
+        assert_eq!(bad(Side::Server, "01", Cause::ReasonCode), 0x82);
+        assert_eq!(bad(Side::Server, "8E", Cause::ReasonCode), 0x82, "only servers take over");
+        assert_eq!(bad(Side::Client, "04", Cause::ReasonCode), 0x82, "servers have no Will");
+        assert_eq!(bad(Side::Client, "84", Cause::ReasonCode), 0x82, "of CONNACK");
+        let expiry = "00 05 1100000001";
+        assert_eq!(bad(Side::Client, expiry, Cause::SessionExpiryFromServer), 0x82);
+        let twice = "00 0A 1100000001 1100000001";
+        assert_eq!(bad(Side::Server, twice, Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad(Side::Server, "00 02 0101", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(bad(Side::Server, "00 00 00", Cause::TrailingBytes), 0x81);
+        assert_eq!(bad(Side::Server, "00 01", Cause::Truncated), 0x81);
+        for code in 0..=0xFF {
+            let from_client = check_disconnect_reason(ReasonCode(code), Side::Server).is_ok();
+            let from_server = check_disconnect_reason(ReasonCode(code), Side::Client).is_ok();
+            assert!(!from_client || from_server || code == 4, "0x{code:02X}");
+            assert!(!from_server || ReasonCode(code).name() != "Reserved", "0x{code:02X}");
+        }
+    }
+
+    #[test]
+    fn auth() {
+        let five = Version::V5;
+        let go_on = Auth {
+            reason: ReasonCode::CONTINUE_AUTHENTICATION,
+            authentication_method: Some("M"),
+            authentication_data: Some(&[1, 2]),
+            ..Auth::default()
+        };
+        let body = "18 09 15 'M' 16 0002 0102";
+        good(five, Side::Server, 0xF0, body, Packet::Auth(go_on));
+        good(five, Side::Client, 0xF0, body, Packet::Auth(go_on));
+        let pairs = [("k", "v")];
+        let again = Auth {
+            reason: ReasonCode::RE_AUTHENTICATE,
+            authentication_method: Some("M"),
+            reason_string: Some("r"),
+            user_properties: UserProperties::new(&pairs),
+            ..Auth::default()
+        };
+        let body = "19 0F 15 'M' 1F 'r' 26 'k' 'v'";
+        good(five, Side::Server, 0xF0, body, Packet::Auth(again));
+        good(five, Side::Client, 0xF0, "", Packet::Auth(Auth::default()));
+        let bad = |side, body, cause| bad(Version::V5, side, 0xF0, body, cause).reason.0;
+        // [MQTT-3.15.2-1], table 3-11
+        assert_eq!(bad(Side::Server, "", Cause::ReasonCode), 0x82);
+        assert_eq!(bad(Side::Client, "19 04 15 'M'", Cause::ReasonCode), 0x82);
+        assert_eq!(bad(Side::Server, "01 04 15 'M'", Cause::ReasonCode), 0x82);
+        assert_eq!(bad(Side::Server, "18 00", Cause::AuthenticationMethod), 0x82);
+        assert_eq!(bad(Side::Server, "18 05 16 0002 0102", Cause::AuthenticationMethod), 0x82);
+        assert_eq!(bad(Side::Server, "18", Cause::Truncated), 0x81);
+        assert_eq!(bad(Side::Server, "18 08 15 'M' 15 'M'", Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad(Side::Server, "18 00 00", Cause::TrailingBytes), 0x81);
+    }
+}

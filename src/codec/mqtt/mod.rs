@@ -27,6 +27,9 @@ pub mod subscribe;
 pub mod topic;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use ack::{Ack, SubAck};
 pub use connect::{ConnAck, ConnAckProperties, Connect, ConnectProperties, Will};
 pub use disconnect::{Auth, Disconnect};

@@ -293,10 +293,23 @@ impl<'a> UserProperties<'a> {
 
 impl Encode for UserProperties<'_> {
     fn put<S: Sink>(&self, out: &mut S) {
-        for (name, value) in self.iter() {
-            out.u8(id::USER_PROPERTY);
-            out.string(name);
-            out.string(value);
+        match self.0 {
+            List::Items(pairs) => {
+                for (name, value) in pairs {
+                    out.u8(id::USER_PROPERTY);
+                    out.string(name);
+                    out.string(value);
+                }
+            }
+            List::Encoded(bytes) => {
+                let mut reader = Reader::new(bytes);
+                while find(&mut reader, id::USER_PROPERTY).is_some() {
+                    let rest = reader.rest();
+                    skip(id::USER_PROPERTY, &mut reader).expect("invariant: checked when decoded");
+                    out.u8(id::USER_PROPERTY);
+                    out.bytes(&rest[..rest.len() - reader.rest().len()]);
+                }
+            }
         }
     }
 }

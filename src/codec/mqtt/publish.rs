@@ -79,6 +79,11 @@ pub struct PublishProperties<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verbatim<'a>(Option<&'a [u8]>);
 
+impl Verbatim<'_> {
+    /// They cannot, or were never encoded.
+    pub const NONE: Self = Self(None);
+}
+
 impl PartialEq for Verbatim<'_> {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -347,5 +352,241 @@ impl Delivery<'_> {
         }
         debug_assert_eq!(out.len() - start, head_len, "the announced length");
         packet_id_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ALL_VERSIONS, accepted, bad, frame, good, packet_id, written};
+    use super::super::{Packet, ReasonCode, decode};
+    use super::*;
+
+    fn publish<'a>(topic: &'a str, payload: &'a [u8]) -> Publish<'a> {
+        Publish {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            topic,
+            packet_id: None,
+            properties: PublishProperties::default(),
+            payload,
+        }
+    }
+
+    fn at(qos: QoS, id: u16, publish: Publish<'_>) -> Publish<'_> {
+        Publish { qos, packet_id: Some(packet_id(id)), ..publish }
+    }
+
+    #[test]
+    fn before_5() {
+        for version in [Version::V31, Version::V311] {
+            for side in [Side::Server, Side::Client] {
+                let plain = publish("a/b", b"hi");
+                good(version, side, 0x30, "'a/b' 6869", Packet::Publish(plain));
+                let retained = Publish { retain: true, ..plain };
+                good(version, side, 0x31, "'a/b' 6869", Packet::Publish(retained));
+                let one = at(QoS::AtLeastOnce, 0x1234, plain);
+                good(version, side, 0x32, "'a/b' 1234 6869", Packet::Publish(one));
+                let two = Publish { dup: true, ..at(QoS::ExactlyOnce, 0xFFFF, plain) };
+                good(version, side, 0x3C, "'a/b' FFFF 6869", Packet::Publish(two));
+                good(version, side, 0x30, "'/'", Packet::Publish(publish("/", b"")));
+            }
+        }
+    }
+
+    #[test]
+    fn refused_in_all_versions() {
+        for version in ALL_VERSIONS {
+            let bad = |first, body, cause| bad(version, Side::Server, first, body, cause).reason.0;
+            // [MQTT-3.3.1-4]
+            assert_eq!(bad(0x36, "'a' 0001 00", Cause::Qos), 0x81);
+            // [MQTT-3.3.2-2]
+            assert_eq!(bad(0x30, "'a/+' 00", Cause::TopicWildcard), 0x82);
+            assert_eq!(bad(0x30, "'#' 00", Cause::TopicWildcard), 0x82);
+            assert_eq!(bad(0x30, "'a+b' 00", Cause::TopicWildcard), 0x82);
+            // [MQTT-2.2.1-3]
+            assert_eq!(bad(0x32, "'a' 0000 00", Cause::PacketIdZero), 0x82);
+            assert_eq!(bad(0x34, "'a' 0000 00", Cause::PacketIdZero), 0x82);
+            // [MQTT-4.7.3-1], and in 5.0 "zero length and there is no Topic Alias"
+            assert_eq!(bad(0x30, "'' 00", Cause::TopicEmpty), 0x82);
+            assert_eq!(bad(0x30, "0002 C080 00", Cause::Utf8), 0x81);
+            assert_eq!(bad(0x30, "0003 EDA080 00", Cause::Utf8), 0x81);
+            assert_eq!(bad(0x30, "0003 610062 00", Cause::NullCharacter), 0x81);
+            assert_eq!(bad(0x30, "", Cause::Truncated), 0x81);
+            assert_eq!(bad(0x30, "00", Cause::Truncated), 0x81);
+            assert_eq!(bad(0x30, "0005 61", Cause::Truncated), 0x81);
+            assert_eq!(bad(0x32, "'a' 01", Cause::Truncated), 0x81);
+        }
+        bad(Version::V5, Side::Server, 0x30, "'a'", Cause::Truncated);
+    }
+
+    /// `[MQTT-3.3.1-2]`; 3.1 gives the flag no meaning at QoS 0.
+    #[test]
+    fn dup_at_qos_0() {
+        bad(Version::V311, Side::Server, 0x38, "'a'", Cause::DuplicateFlag);
+        let error = bad(Version::V5, Side::Server, 0x39, "'a' 00", Cause::DuplicateFlag);
+        assert_eq!(error.reason, ReasonCode::MALFORMED_PACKET);
+        accepted(Version::V31, Side::Server, 0x38, "'a'", Packet::Publish(publish("a", b"")));
+        let never = Publish { dup: true, ..publish("a", b"") };
+        written(Version::V311, Packet::Publish(never), 0x30, "'a'");
+    }
+
+    #[test]
+    fn properties() {
+        let five = |side, body, properties| {
+            let expected = Publish { properties, ..publish("a", b"x") };
+            accepted(Version::V5, side, 0x30, body, Packet::Publish(expected));
+        };
+        let none = PublishProperties::default();
+        good(Version::V5, Side::Server, 0x30, "'a' 00 78", Packet::Publish(publish("a", b"x")));
+        five(
+            Side::Server,
+            "'a' 02 0101 78",
+            PublishProperties { payload_format: Some(true), ..none },
+        );
+        five(
+            Side::Server,
+            "'a' 02 0100 78",
+            PublishProperties { payload_format: Some(false), ..none },
+        );
+        five(
+            Side::Server,
+            "'a' 05 0200000000 78",
+            PublishProperties { message_expiry_interval: Some(0), ..none },
+        );
+        five(
+            Side::Server,
+            "'a' 03 23FFFF 78",
+            PublishProperties { topic_alias: NonZeroU16::new(0xFFFF), ..none },
+        );
+        five(
+            Side::Server,
+            "'a' 06 08 'r/t' 78",
+            PublishProperties { response_topic: Some("r/t"), ..none },
+        );
+        five(
+            Side::Server,
+            "'a' 05 09 0002 00FF 78",
+            PublishProperties { correlation_data: Some(&[0, 0xFF]), ..none },
+        );
+        five(Side::Server, "'a' 03 03 '' 78", PublishProperties { content_type: Some(""), ..none });
+        let pairs = [("k", "v"), ("k", "w")];
+        five(
+            Side::Server,
+            "'a' 0E 26 'k' 'v' 26 'k' 'w' 78",
+            PublishProperties { user_properties: UserProperties::new(&pairs), ..none },
+        );
+        // Identifiers apart, something between, the largest one (PITFALLS A11).
+        let ids = [1, 268_435_455, 128];
+        five(
+            Side::Client,
+            "'a' 0C 0B01 0BFFFFFF7F 0101 0B8001 78",
+            PublishProperties {
+                payload_format: Some(true),
+                subscription_ids: SubscriptionIds::new(&ids),
+                ..none
+            },
+        );
+    }
+
+    #[test]
+    fn refused_properties() {
+        let bad = |side, body, cause| bad(Version::V5, side, 0x30, body, cause).reason.0;
+        let server = |body, cause| bad(Side::Server, body, cause);
+        assert_eq!(server("'a' 02 0102", Cause::PropertyValue), 0x82);
+        assert_eq!(server("'a' 04 0101 0101", Cause::PropertyRepeated), 0x82);
+        assert_eq!(server("'a' 06 230001 230001", Cause::PropertyRepeated), 0x82);
+        assert_eq!(server("'a' 0A 0200000001 0200000001", Cause::PropertyRepeated), 0x82);
+        // [MQTT-3.3.2-8]
+        assert_eq!(server("'a' 03 230000", Cause::TopicAliasZero), 0x94);
+        // [MQTT-3.3.2-14]
+        assert_eq!(server("'a' 06 08 'r/#'", Cause::ResponseTopic), 0x82);
+        assert_eq!(server("'a' 04 08 '+'", Cause::ResponseTopic), 0x82);
+        assert_eq!(server("'a' 03 08 ''", Cause::ResponseTopic), 0x82);
+        // [MQTT-3.3.4-6]
+        assert_eq!(server("'a' 02 0B01", Cause::SubscriptionIdFromClient), 0x82);
+        assert_eq!(bad(Side::Client, "'a' 02 0B00", Cause::PropertyValue), 0x82);
+        assert_eq!(
+            bad(Side::Client, "'a' 06 0BFFFFFFFF7F", Cause::VariableByteIntegerTooLong),
+            0x81
+        );
+        assert_eq!(bad(Side::Client, "'a' 03 0B8100", Cause::VariableByteIntegerNotMinimal), 0x81);
+        // A Will's and a SUBACK's.
+        assert_eq!(server("'a' 05 1800000001", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(server("'a' 03 1F ''", Cause::PropertyNotAllowed), 0x81);
+        assert_eq!(server("'a' 04 03 0001 FF", Cause::Utf8), 0x81);
+        assert_eq!(server("'a' 7F 0101", Cause::Truncated), 0x81);
+        assert_eq!(server("'' 02 0101", Cause::TopicEmpty), 0x82);
+    }
+
+    #[test]
+    fn alias_instead_of_a_topic() {
+        let properties =
+            PublishProperties { topic_alias: NonZeroU16::new(3), ..Default::default() };
+        let expected = Publish { properties, ..publish("", b"x") };
+        good(Version::V5, Side::Server, 0x30, "'' 03 230003 78", Packet::Publish(expected));
+    }
+
+    /// `[MQTT-3.3.2-4]`, `[MQTT-3.3.2-15]` to `[MQTT-3.3.2-20]`, PITFALLS D57.
+    #[test]
+    fn forwarding() {
+        let forwarded = |body: &str| {
+            let bytes = frame(0x30, body);
+            let Ok(Packet::Publish(publish)) = decode(&bytes, Some(Version::V5), Side::Server)
+            else {
+                panic!("a PUBLISH: {body}")
+            };
+            let mut out = Vec::new();
+            publish.properties.append_forwarded(&mut out);
+            assert_eq!(publish.properties.forwarded_len(), out.len());
+            let Ok(Packet::Publish(publish)) = decode(&bytes, Some(Version::V5), Side::Client)
+            else {
+                panic!("a PUBLISH: {body}")
+            };
+            assert!(publish.properties.verbatim.0.is_none_or(|bytes| bytes == out));
+            out
+        };
+        let bytes = |body: &str| frame(0, body).split_off(2);
+        assert_eq!(forwarded("'a' 00"), bytes(""));
+        // As they came, in the order in which they came.
+        let all = "26 'k' 'v' 09 0001 07 26 'k' 'v' 03 'c' 0101 08 'r'";
+        assert_eq!(forwarded(&format!("'a' [ {all} ]")), bytes(all));
+        // Without what does not travel.
+        assert_eq!(
+            forwarded("'a' [ 26 'k' 'v' 0200000009 26 'k' 'w' 230001 0100 ]"),
+            bytes("0100 26 'k' 'v' 26 'k' 'w'")
+        );
+        assert_eq!(forwarded("'a' 05 0200000009"), bytes(""));
+    }
+
+    #[test]
+    fn delivery() {
+        let delivery = Delivery {
+            topic: "a/b",
+            qos: QoS::AtLeastOnce,
+            dup: true,
+            retain: true,
+            packet_id: Some(packet_id(0x0A0B)),
+            message_expiry_interval: Some(9),
+            topic_alias: Some(3),
+            subscription_ids: &[1, 200],
+            forwarded: &[0x01, 0x01],
+            payload_len: 200,
+        };
+        let mut out = Vec::new();
+        assert_eq!(delivery.encode_head(Version::V5, &mut out), 8);
+        let expected = "3BDF01 0003 612F62 0A0B 0F 0200000009 230003 0B01 0BC801 0101";
+        assert_eq!(out, frame(0, expected).split_off(2));
+        assert_eq!(delivery.encoded_len(Version::V5), out.len() + 200);
+        for version in [Version::V31, Version::V311] {
+            out.clear();
+            assert_eq!(delivery.encode_head(version, &mut out), 8);
+            assert_eq!(out, frame(0, "3BCF01 0003 612F62 0A0B").split_off(2));
+            assert_eq!(delivery.encoded_len(version), out.len() + 200);
+        }
+        let plain = Delivery { qos: QoS::AtMostOnce, payload_len: 0, ..delivery };
+        out.clear();
+        assert_eq!(plain.encode_head(Version::V311, &mut out), 0);
+        assert_eq!(out, [0x31, 5, 0, 3, b'a', b'/', b'b'], "no DUP, no packet identifier");
     }
 }

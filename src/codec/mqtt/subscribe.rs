@@ -366,3 +366,128 @@ impl<'a> Unsubscribe<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ALL_VERSIONS, accepted, bad, good, packet_id, written};
+    use super::super::{Packet, Side};
+    use super::*;
+
+    fn line(filter: &str, byte: u8) -> SubscribeFilter<'_> {
+        let options = SubscriptionOptions::from_byte(byte).expect("good options");
+        SubscribeFilter { filter, options }
+    }
+
+    fn subscribe<'a>(filters: &'a [SubscribeFilter<'a>]) -> Subscribe<'a> {
+        Subscribe {
+            packet_id: packet_id(10),
+            subscription_id: None,
+            user_properties: UserProperties::EMPTY,
+            filters: SubscribeFilters::new(filters),
+        }
+    }
+
+    fn unsubscribe<'a>(filters: &'a [&'a str]) -> Unsubscribe<'a> {
+        Unsubscribe {
+            packet_id: packet_id(10),
+            user_properties: UserProperties::EMPTY,
+            filters: UnsubscribeFilters::new(filters),
+        }
+    }
+
+    #[test]
+    fn subscribe_before_5() {
+        let lines = [line("a/b", 1), line("c/#", 2), line("", 0)];
+        let packet = Packet::Subscribe(subscribe(&lines));
+        for version in [Version::V31, Version::V311] {
+            good(version, Side::Server, 0x82, "000A 'a/b' 01 'c/#' 02 '' 00", packet);
+            let options = [line("a", 0x2D)];
+            let packet = Packet::Subscribe(subscribe(&options));
+            written(version, packet, 0x82, "000A 'a' 01");
+        }
+        for byte in ["03", "04", "08", "10", "40", "80"] {
+            let body = format!("000A 'a' {byte}");
+            let three = byte == "03";
+            let cause = if three { Cause::SubscriptionQos } else { Cause::SubscriptionOptions };
+            bad(Version::V311, Side::Server, 0x82, &body, cause);
+        }
+        // 3.1: DUP when sent again, bits that are not used.
+        let lines = [line("a", 1)];
+        let packet = Packet::Subscribe(subscribe(&lines));
+        accepted(Version::V31, Side::Server, 0x8A, "000A 'a' F9", packet);
+        bad(Version::V31, Side::Server, 0x82, "000A 'a' 03", Cause::SubscriptionQos);
+        bad(Version::V31, Side::Server, 0x84, "000A 'a' 01", Cause::FixedHeaderFlags);
+    }
+
+    #[test]
+    fn subscribe_5() {
+        let lines = [line("a", 0x2E), line("$share/g/b", 0x18)];
+        let pairs = [("k", "v")];
+        let expected = Subscribe {
+            subscription_id: Some(268_435_455),
+            user_properties: UserProperties::new(&pairs),
+            ..subscribe(&lines)
+        };
+        let body = "000A 0C 0BFFFFFF7F 26 'k' 'v' 'a' 2E '$share/g/b' 18";
+        good(Version::V5, Side::Server, 0x82, body, Packet::Subscribe(expected));
+        let options = lines[0].options;
+        assert_eq!(options.qos, QoS::ExactlyOnce);
+        assert!(options.no_local && options.retain_as_published);
+        assert_eq!(options.retain_handling, RetainHandling::DoNotSend);
+        assert_eq!(expected.filters.count(), 2);
+    }
+
+    #[test]
+    fn refused_subscribes() {
+        for version in ALL_VERSIONS {
+            let five = if version == Version::V5 { "00" } else { "" };
+            let bad = |first: &str, body: &str, cause| {
+                let body = format!("{first} {five} {body}");
+                bad(version, Side::Server, 0x82, &body, cause).reason.0
+            };
+            assert_eq!(bad("0000", "'a' 00", Cause::PacketIdZero), 0x82);
+            // [MQTT-3.8.3-2]
+            assert_eq!(bad("000A", "", Cause::PayloadEmpty), 0x82);
+            assert_eq!(bad("000A", "'a'", Cause::Truncated), 0x81);
+            assert_eq!(bad("000A", "'a' 00 00", Cause::Truncated), 0x81);
+            // [MQTT-3.8.3-1]
+            assert_eq!(bad("000A", "0001 FF 00", Cause::Utf8), 0x81);
+            assert_eq!(bad("000A", "0001 00 00", Cause::NullCharacter), 0x81);
+        }
+        let bad = |body, cause| bad(Version::V5, Side::Server, 0x82, body, cause).reason.0;
+        assert_eq!(bad("000A", Cause::Truncated), 0x81);
+        assert_eq!(bad("000A 00 'a' 03", Cause::SubscriptionQos), 0x82);
+        assert_eq!(bad("000A 00 'a' 30", Cause::RetainHandling), 0x82);
+        // [MQTT-3.8.3-5]
+        assert_eq!(bad("000A 00 'a' 40", Cause::SubscriptionOptions), 0x81);
+        assert_eq!(bad("000A 00 'a' 80", Cause::SubscriptionOptions), 0x81);
+        // [MQTT-3.8.3-4]
+        assert_eq!(bad("000A 00 '$share/g/a' 04", Cause::NoLocalShared), 0x82);
+        assert_eq!(bad("000A 02 0B00 'a' 00", Cause::PropertyValue), 0x82);
+        assert_eq!(bad("000A 04 0B01 0B02 'a' 00", Cause::PropertyRepeated), 0x82);
+        assert_eq!(bad("000A 03 1F0000 'a' 00", Cause::PropertyNotAllowed), 0x81);
+    }
+
+    #[test]
+    fn unsubscribe_packets() {
+        let filters = ["a/b", "#"];
+        let packet = Packet::Unsubscribe(unsubscribe(&filters));
+        for version in [Version::V31, Version::V311] {
+            good(version, Side::Server, 0xA2, "000A 'a/b' '#'", packet);
+            bad(version, Side::Server, 0xA2, "000A", Cause::PayloadEmpty);
+            bad(version, Side::Server, 0xA2, "0000 'a'", Cause::PacketIdZero);
+            bad(version, Side::Server, 0xA2, "000A 'a' 00", Cause::Truncated);
+        }
+        accepted(Version::V31, Side::Server, 0xAA, "000A 'a/b' '#'", packet);
+        let pairs = [("k", "v")];
+        let user_properties = UserProperties::new(&pairs);
+        let packet = Packet::Unsubscribe(Unsubscribe { user_properties, ..unsubscribe(&filters) });
+        good(Version::V5, Side::Server, 0xA2, "000A 07 26 'k' 'v' 'a/b' '#'", packet);
+        assert_eq!(UnsubscribeFilters::new(&filters).count(), 2);
+        let bad = |body, cause| bad(Version::V5, Side::Server, 0xA2, body, cause).reason.0;
+        // [MQTT-3.10.3-2]
+        assert_eq!(bad("000A 00", Cause::PayloadEmpty), 0x82);
+        assert_eq!(bad("000A 00 0001 FF", Cause::Utf8), 0x81);
+        assert_eq!(bad("000A 02 0B01 'a'", Cause::PropertyNotAllowed), 0x81);
+    }
+}

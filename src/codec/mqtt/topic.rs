@@ -165,3 +165,128 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     }
     topic.next().is_none()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for name in ["a", "/", "//", "a/b", "$SYS/x", " ", "a b", "\u{FEFF}", "$shared/x"] {
+            assert_eq!(check_topic_name(name), Ok(()), "{name}");
+        }
+        assert_eq!(check_topic_name(&"x".repeat(65_535)), Ok(()));
+        for (name, error) in [
+            ("", TopicError::Empty),
+            ("a\0", TopicError::NullCharacter),
+            ("#", TopicError::Wildcard),
+            ("a/+/b", TopicError::Wildcard),
+            ("a+", TopicError::Wildcard),
+            ("$share/g/t", TopicError::ShareInName),
+            ("$share", TopicError::ShareInName),
+            (&"x".repeat(65_536), TopicError::TooLong),
+            (&"/".repeat(TOPIC_LEVELS_MAX), TopicError::TooManyLevels),
+        ] {
+            assert_eq!(check_topic_name(name), Err(error), "{name}");
+        }
+        assert_eq!(check_topic_name(&"/".repeat(TOPIC_LEVELS_MAX - 1)), Ok(()));
+    }
+
+    /// `[MQTT-4.7.1-1]`, `[MQTT-4.7.1-2]`, `[MQTT-4.8.2-1]`, `[MQTT-4.8.2-2]`; PITFALLS E62, E72.
+    #[test]
+    fn filters() {
+        for filter in ["#", "+", "/", "+/+", "/+", "+/#", "a/#", "a/+/b", "$SYS/#", "$shared/#"] {
+            assert_eq!(check_filter(filter), Ok(Filter { share_name: None, filter }), "{filter}");
+        }
+        for (filter, name, rest) in [
+            ("$share/g/t", "g", "t"),
+            ("$share/g//", "g", "/"),
+            ("$share/g/#", "g", "#"),
+            ("$share/ g/+/x", " g", "+/x"),
+            ("$share/g/$SYS/#", "g", "$SYS/#"),
+        ] {
+            assert_eq!(
+                check_filter(filter),
+                Ok(Filter { share_name: Some(name), filter: rest }),
+                "{filter}"
+            );
+        }
+        for (filter, error) in [
+            ("", TopicError::Empty),
+            ("a\0b", TopicError::NullCharacter),
+            ("a#", TopicError::MultiLevelWildcard),
+            ("#/a", TopicError::MultiLevelWildcard),
+            ("a/#/b", TopicError::MultiLevelWildcard),
+            ("a/b#", TopicError::MultiLevelWildcard),
+            ("##", TopicError::MultiLevelWildcard),
+            ("a/#/", TopicError::MultiLevelWildcard),
+            ("a+", TopicError::SingleLevelWildcard),
+            ("+a/b", TopicError::SingleLevelWildcard),
+            ("a/++", TopicError::SingleLevelWildcard),
+            ("$share//t", TopicError::ShareName),
+            ("$share/+/t", TopicError::ShareName),
+            ("$share/#/t", TopicError::ShareName),
+            ("$share/a+b/t", TopicError::ShareName),
+            ("$share/g", TopicError::ShareFilter),
+            ("$share/g/", TopicError::ShareFilter),
+            ("$share/", TopicError::ShareFilter),
+            ("$share", TopicError::ShareFilter),
+            ("$share/g/a#", TopicError::MultiLevelWildcard),
+            (&"/".repeat(TOPIC_LEVELS_MAX), TopicError::TooManyLevels),
+        ] {
+            assert_eq!(check_filter(filter), Err(error), "{filter}");
+        }
+    }
+
+    /// The examples of 4.7 and PITFALLS E63, E64.
+    #[test]
+    fn matching() {
+        for (filter, topic) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1"),
+            ("sport/tennis/player1/#", "sport/tennis/player1/ranking"),
+            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon"),
+            ("sport/#", "sport"),
+            ("sport/+", "sport/"),
+            ("sport/tennis/+", "sport/tennis/player1"),
+            ("+", "a"),
+            ("#", "a"),
+            ("#", "/"),
+            ("/#", "/"),
+            ("/+", "/finance"),
+            ("+/+", "/finance"),
+            ("+/#", "a"),
+            ("a//b", "a//b"),
+            ("a/+/b", "a//b"),
+            ("$SYS/#", "$SYS/monitor/Clients"),
+            ("$SYS/#", "$SYS"),
+            ("$SYS/monitor/+", "$SYS/monitor/Clients"),
+            ("+/$x", "a/$x"),
+        ] {
+            assert!(matches(filter, topic), "{filter} {topic}");
+        }
+        for (filter, topic) in [
+            ("sport/tennis/+", "sport/tennis/player1/ranking"),
+            ("sport/tennis/player1/#", "sport/tennis/player2"),
+            ("sport/+", "sport"),
+            ("sport", "sport/"),
+            ("+", "/finance"),
+            ("+/+", "a"),
+            ("/#", "a"),
+            ("ACCOUNTS", "Accounts"),
+            ("#", "$SYS/x"),
+            ("+/monitor/Clients", "$SYS/monitor/Clients"),
+            ("+", "$SYS"),
+            ("a/#", "ab"),
+        ] {
+            assert!(!matches(filter, topic), "{filter} {topic}");
+        }
+    }
+
+    #[test]
+    fn levels_of_a_topic() {
+        for topic in ["a", "/", "a//b", "/a/", "$SYS/x"] {
+            assert_eq!(levels(topic).count(), level_count(topic));
+        }
+        assert_eq!(levels("/a//").collect::<Vec<_>>(), ["", "a", "", ""]);
+    }
+}
