@@ -213,6 +213,37 @@ fn user_properties() {
     );
 }
 
+/// The seeds of the fuzz target are understood to their end, so that it starts from somewhere.
+#[test]
+fn seeds_of_the_fuzz_target() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/corpus/codec");
+    let mut understood = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let input = std::fs::read(&path).expect("a file");
+        let (&choice, mut bytes) = input.split_first().expect("not empty");
+        let mut version = [None, Some(Version::V31), Some(Version::V311), Some(Version::V5)]
+            [usize::from(choice & 0b11)];
+        let side = if choice & 0b100 == 0 { Side::Server } else { Side::Client };
+        if !name.starts_with("client_") && !name.starts_with("server_") {
+            continue;
+        }
+        while let Some(len) = frame_len(bytes).expect("a frame") {
+            let (frame, rest) = bytes.split_at(len);
+            match decode(frame, version, side) {
+                Ok(Packet::Connect(connect)) => version = Some(connect.version),
+                Ok(_) => {}
+                Err(error) => panic!("{name}: {error}"),
+            }
+            bytes = rest;
+        }
+        assert!(bytes.is_empty(), "{name}");
+        understood += 1;
+    }
+    assert_eq!(understood, 6);
+}
+
 /// What packets are made of: they borrow from it.
 #[derive(Clone, Debug)]
 struct Pool {
