@@ -48,6 +48,7 @@
 
 pub mod epoll;
 mod pool;
+pub mod probe;
 pub mod socket;
 mod table;
 #[cfg(test)]
@@ -329,6 +330,8 @@ pub struct IoCounters {
     pub stale: u64,
     /// Wake-ups sent to other shards.
     pub wakes_sent: u64,
+    /// Messages to other rings that failed, made up for by their eventfd.
+    pub messages_failed: u64,
     /// Wake-ups received.
     pub wakes_received: u64,
 }

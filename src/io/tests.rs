@@ -649,6 +649,7 @@ fn shards_wake_each_other<B: Open>() {
     let there = other.join().unwrap();
     assert_eq!((here.backend.counters().wakes_sent, there.wakes_sent), (TURNS, TURNS));
     assert!(here.backend.counters().wakes_received <= TURNS + 1);
+    assert_eq!(here.backend.counters().messages_failed + there.messages_failed, 0);
     // Its owner is gone; waking it is of no consequence.
     here.backend.wake(&theirs);
     here.poll(Wait::None);

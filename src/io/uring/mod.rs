@@ -14,7 +14,7 @@
 //!   not before: with an empty buffer ring it would end at once.
 #![allow(unsafe_code)]
 
-pub(crate) mod ring;
+pub(super) mod ring;
 
 mod buf_ring;
 mod ops;
@@ -168,6 +168,11 @@ impl Uring {
         Ok(this)
     }
 
+    /// Which of the optional things the ring has.
+    pub(super) const fn ring_features(&self) -> ring::Features {
+        self.ring.features()
+    }
+
     fn push(&mut self, op: Op) {
         if self.ring.push(op) {
             self.counters.enters += 1;
@@ -297,6 +302,7 @@ impl Uring {
             }
             KIND_WOKEN => self.counters.wakes_received += 1,
             KIND_MESSAGE => {
+                self.counters.messages_failed += 1;
                 if let Some(target) = self.targets.get(token.index() as usize) {
                     target.wake();
                 }

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{
-    Builder, CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, squeue,
+    Builder, CompletionQueue, EnterFlags, IoUring, Parameters, SubmissionQueue, Submitter, cqueue,
+    squeue,
 };
 use rustix::io::Errno;
 
@@ -38,14 +39,14 @@ pub(super) struct Ring {
 
 /// What the kernel has of the optional things.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Features {
-    pub(super) no_sqarray: bool,
-    pub(super) registered_fd: bool,
-    pub(super) no_iowait: bool,
+pub(in crate::io) struct Features {
+    pub(in crate::io) no_sqarray: bool,
+    pub(in crate::io) registered_fd: bool,
+    pub(in crate::io) no_iowait: bool,
 }
 
 /// What cannot be done without: before DEFER_TASKRUN (Linux 6.1), epoll is faster.
-pub(crate) fn required(entries: u32) -> Builder {
+pub(in crate::io) fn required(entries: u32) -> Builder {
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()
@@ -54,6 +55,14 @@ pub(crate) fn required(entries: u32) -> Builder {
         .setup_submit_all()
         .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_SUBMISSION));
     builder
+}
+
+/// The properties that nobody asks for at set-up but that we rely on.
+pub(in crate::io) fn has_required_features(params: &Parameters) -> bool {
+    params.is_feature_ext_arg()
+        && params.is_feature_nodrop()
+        && params.is_feature_submit_stable()
+        && params.is_feature_skip_cqe_on_success()
 }
 
 impl Ring {
@@ -67,11 +76,7 @@ impl Ring {
             result => result?,
         };
         let params = ring.params();
-        if !(params.is_feature_ext_arg()
-            && params.is_feature_nodrop()
-            && params.is_feature_submit_stable()
-            && params.is_feature_skip_cqe_on_success())
-        {
+        if !has_required_features(params) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         features.no_iowait = params.is_feature_no_iowait();
