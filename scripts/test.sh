@@ -75,6 +75,8 @@ stage_clients() {
 }
 
 stage_fuzz() {
+    # libFuzzer is C++.
+    need_packages c++:g++
     scripts/fuzz.sh codec "${NOCTULE_FUZZ_SECONDS:-20}"
 }
 

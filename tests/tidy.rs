@@ -64,8 +64,27 @@ struct Source {
 impl Source {
     fn new(path: &str, text: &str) -> Self {
         let code = blank_out(text);
-        let product = without_tests(path, &code);
+        let product = without_tests(&code);
         Self { path: path.to_owned(), text: text.to_owned(), code, product }
+    }
+
+    /// Makes all of it a test, because its parent declares it as one.
+    fn into_test(mut self) -> Self {
+        self.product = self.code.bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect();
+        self
+    }
+
+    /// The files that this one declares under `#[cfg(test)]`.
+    fn test_files(&self) -> Vec<String> {
+        let folder = match self.path.strip_suffix("/mod.rs") {
+            Some(folder) => folder,
+            None => self.path.trim_end_matches(".rs"),
+        };
+        test_items(&self.code)
+            .filter(|(_, item, end)| self.code.as_bytes()[*end] == b';' && item.contains("mod "))
+            .filter_map(|(_, item, _)| item.split_whitespace().last())
+            .map(|name| format!("{folder}/{name}.rs"))
+            .collect()
     }
 
     /// `src/io/uring/ops.rs` is `["io", "uring", "ops"]`; a `mod.rs` is its folder.
@@ -133,9 +152,11 @@ fn unsafe_code(source: &Source) -> Vec<String> {
     for at in words(&source.code, "unsafe") {
         complaints.push(source.complaint(at, "`unsafe` outside the files that may have it"));
     }
-    // What the root forbids, no file could allow.
-    let is_root = source.path == "src/lib.rs";
-    if !is_root && !source.code.contains("#![forbid(unsafe_code)]") {
+    // What a parent forbids, its children cannot allow.
+    let folder = source.path.strip_suffix("mod.rs").or(source.path.strip_suffix("lib.rs"));
+    let is_parent =
+        folder.is_some_and(|folder| UNSAFE.iter().any(|allowed| allowed.starts_with(folder)));
+    if !is_parent && !source.code.contains("#![forbid(unsafe_code)]") {
         complaints.push(format!("{}: #![forbid(unsafe_code)] is missing", source.path));
     }
     complaints
@@ -152,12 +173,13 @@ fn header(source: &Source) -> Vec<String> {
 /// Files and functions that can be read at one sitting.
 fn sizes(source: &Source) -> Vec<String> {
     let mut complaints = Vec::new();
-    // The blanked test modules' lines are counted out; comments and blank lines are lines.
-    let tests: usize = test_modules(&source.path, &source.code)
+    // Test modules are counted out; comments and blank lines are lines.
+    let tests: usize = test_modules(&source.code)
         .iter()
         .map(|range| source.code[range.clone()].matches('\n').count())
         .sum();
-    let lines = source.code.matches('\n').count() - tests;
+    let is_test = source.product.trim().is_empty();
+    let lines = if is_test { 0 } else { source.code.matches('\n').count() - tests };
     if lines > FILE_LINES_MAX {
         complaints.push(format!("{}: {lines} lines; split it by what it says", source.path));
     }
@@ -310,28 +332,31 @@ fn quoted_len(bytes: &[u8], quote: u8) -> usize {
     bytes.len()
 }
 
-/// The modules under `#[cfg(test)]` or `#[cfg(all(test, …))]`, or all of a file that is one.
-fn test_modules(path: &str, code: &str) -> Vec<std::ops::Range<usize>> {
-    if path.ends_with("/tests.rs") || path.contains("/tests/") {
-        return vec![0..code.len()];
-    }
-    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
-    for attribute in ["#[cfg(test)]", "#[cfg(all(test,"] {
-        for (at, _) in code.match_indices(attribute) {
-            let Some(end) = code[at..].find(")]").map(|end| at + end + 2) else { continue };
-            let Some(open) = code[end..].find(['{', ';']).map(|open| end + open) else { continue };
-            let item = code[end..open].trim_start();
-            if code.as_bytes()[open] == b'{' && (item.starts_with("mod ") || item.contains("fn ")) {
-                found.push(at..closing(code, open).unwrap_or(code.len()));
-            }
-        }
-    }
-    found
+/// What stands under `#[cfg(test)]` or `#[cfg(all(test, …))]`: where the attribute begins, the item
+/// up to its body or its end, and where that is.
+fn test_items(code: &str) -> impl Iterator<Item = (usize, &str, usize)> {
+    ["#[cfg(test)]", "#[cfg(all(test,"].into_iter().flat_map(move |attribute| {
+        code.match_indices(attribute).filter_map(|(at, _)| {
+            let start = at + code[at..].find(")]")? + 2;
+            let end = start + code[start..].find(['{', ';'])?;
+            Some((at, code[start..end].trim(), end))
+        })
+    })
 }
 
-fn without_tests(path: &str, code: &str) -> String {
+/// The modules and functions that are tests.
+fn test_modules(code: &str) -> Vec<std::ops::Range<usize>> {
+    test_items(code)
+        .filter(|(_, item, end)| {
+            code.as_bytes()[*end] == b'{' && (item.contains("mod ") || item.contains("fn "))
+        })
+        .map(|(at, _, end)| at..closing(code, end).unwrap_or(code.len()))
+        .collect()
+}
+
+fn without_tests(code: &str) -> String {
     let mut out = code.to_owned();
-    for range in test_modules(path, code) {
+    for range in test_modules(code) {
         let blank: String =
             code[range.clone()].bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect();
         out.replace_range(range, &blank);
@@ -436,7 +461,9 @@ fn package(folder: &str) -> Vec<Source> {
         }
     }
     sources.sort_by(|a, b| a.path.cmp(&b.path));
-    sources
+    let tests: Vec<String> = sources.iter().flat_map(Source::test_files).collect();
+    let is_test = |source: &Source| tests.contains(&source.path);
+    sources.into_iter().map(|s| if is_test(&s) { s.into_test() } else { s }).collect()
 }
 
 fn hold(sources: &[Source], check: fn(&Source) -> Vec<String>) {
@@ -560,6 +587,23 @@ fn unsafe_in_the_wrong_file_is_seen() {
 }
 
 #[test]
+fn only_parents_of_unsafe_files_need_not_forbid_it() {
+    for (path, complaints) in [("src/io/mod.rs", 0), ("src/lib.rs", 0), ("src/mesh/mod.rs", 1)] {
+        assert_eq!(all_complaints(path, "//! What it is.\n").len(), complaints, "{path}");
+    }
+}
+
+#[test]
+fn files_declared_as_tests_are_found() {
+    let text = "#[cfg(test)]\nmod tests;\n#[cfg(all(test, not(x)))]\npub(crate) mod world;\nmod a;";
+    let files = Source::new("src/io/mod.rs", text).test_files();
+    assert_eq!(files, ["src/io/tests.rs", "src/io/world.rs"]);
+    let files =
+        Source::new("src/io/epoll.rs", "#[cfg(test)]\nuse a;\n#[cfg(test)] mod b;").test_files();
+    assert_eq!(files, ["src/io/epoll/b.rs"]);
+}
+
+#[test]
 fn a_missing_header_is_seen() {
     let complaints = all_complaints("src/ids.rs", "#![forbid(unsafe_code)]\n//! What it is.\n");
     assert!(complaints.len() == 1 && complaints[0].contains("header"), "{complaints:#?}");
@@ -576,8 +620,11 @@ fn sizes_are_seen() {
     assert_bad("src/ids.rs", &big, "1002 lines");
     let with_tests = format!("fn f() {{}}\n#[cfg(all(test, not(x)))]\nmod tests {{\n{big}}}");
     assert_good("src/ids.rs", &with_tests);
-    assert_good("src/io/tests.rs", &big);
+    let big = Source::new("src/io/tests.rs", &format!("{HEAD}{big}"));
+    assert_eq!(sizes(&big).len(), 1);
+    assert!(sizes(&big.into_test()).is_empty());
     // What comes behind a test module counts.
+    let big = "const A: u8 = 0;\n".repeat(FILE_LINES_MAX - 1);
     assert_bad("src/ids.rs", &format!("#[cfg(test)]\nmod tests {{}}\n{big}"), "lines");
 }
 

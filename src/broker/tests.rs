@@ -1,1 +1,2 @@
 //! The session half, driven by packets.
+#![forbid(unsafe_code)]
