@@ -23,7 +23,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
 
-use crate::io::{Choice, Epoll, PoolSize, Settings};
+use crate::io::{Choice, Epoll, PoolSize, Settings, Uring};
 use driver::Driver;
 use report::Report;
 use workload::Plan;
@@ -70,13 +70,18 @@ pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, Error> {
         epoll_pool: PoolSize { count: 64, bytes: 64 * 1024 },
         ..Settings::default()
     };
-    match plan.io {
-        Choice::Uring => Err(Error::Plan("the load generator has no io_uring backend yet".into())),
-        Choice::Auto | Choice::Epoll => {
-            let backend = Epoll::new(&settings);
-            let backend = backend
-                .map_err(|error| Error::Io { doing: "start the epoll backend".into(), error })?;
-            Driver::new(plan, backend, interrupted)?.run()
+    // What cannot be had here, `auto` does without; the report names what was used.
+    if plan.io != Choice::Epoll {
+        match Uring::new(&settings) {
+            Ok(backend) => return Driver::new(plan, backend, interrupted)?.run(),
+            Err(_) if plan.io == Choice::Auto => {}
+            Err(error) => return Err(refused("io_uring", error)),
         }
     }
+    let backend = Epoll::new(&settings).map_err(|error| refused("epoll", error))?;
+    Driver::new(plan, backend, interrupted)?.run()
+}
+
+fn refused(backend: &str, error: io::Error) -> Error {
+    Error::Io { doing: format!("use {backend}"), error }
 }
