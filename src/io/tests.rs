@@ -79,6 +79,7 @@ contract! {
     a_reset_ends_the_receive,
     a_send_to_a_reset_peer_fails,
     a_small_pool_serves_many,
+    a_tiny_ring_loses_nothing,
     held_buffers_do_not_make_it_spin,
     a_cancel_while_starved_ends_the_receive,
     waking_ends_the_wait,
@@ -539,6 +540,40 @@ fn a_small_pool_serves_many<B: Open>() {
     let counters = rig.backend.counters();
     assert_eq!(counters.received_bytes, (CONNS * all.len()) as u64);
     assert!(counters.enobufs > 0, "{counters:?}");
+}
+
+/// Both queues of the ring overflow: submissions within a tick, completions within an entry.
+fn a_tiny_ring_loses_nothing<B: Open>() {
+    const CONNS: u32 = 24;
+    let mut rig = Rig::<B>::new(&Settings { ring_entries: 2, ..with_pool(256, 16) });
+    let mut theirs = Vec::new();
+    for i in 0..CONNS {
+        let (ours, mut stream) = pair();
+        rig.backend.add_socket(conn(i, 0), ours).unwrap();
+        stream.write_all(&pattern(6000)).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        theirs.push(stream);
+    }
+    for i in 0..CONNS {
+        rig.backend.recv(conn(i, 0), RecvMode::Multi);
+        rig.backend.send(conn(i, 0), out(&pattern(100)));
+    }
+    rig.until("ends", |rig| rig.ended.len() == CONNS as usize);
+    rig.until("sends", |rig| rig.sent.len() == CONNS as usize);
+    for i in 0..CONNS {
+        assert!(rig.input[&conn(i, 0)] == pattern(6000), "connection {i}");
+        assert!(matches!(rig.ends(conn(i, 0)), [RecvEnd::Eof]));
+        rig.backend.close(conn(i, 0));
+    }
+    rig.until("closes", |rig| rig.closed.len() == CONNS as usize);
+    for stream in &mut theirs {
+        assert_eq!(read_to_end(stream), pattern(100));
+    }
+    let counters = rig.backend.counters();
+    if rig.backend.name() == "uring" {
+        assert!(counters.extra_submits > 0 && counters.overflow > 0, "{counters:?}");
+    }
+    assert_eq!(counters.stale, 0);
 }
 
 fn held_buffers_do_not_make_it_spin<B: Open>() {
