@@ -23,7 +23,8 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
 
-use crate::io::{Choice, Epoll, PoolSize, Settings, Uring};
+use crate::io::probe::{self, Engine};
+use crate::io::{Epoll, PoolSize, Settings, Uring};
 use driver::Driver;
 use report::Report;
 use workload::Plan;
@@ -70,16 +71,17 @@ pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, Error> {
         epoll_pool: PoolSize { count: 64, bytes: 64 * 1024 },
         ..Settings::default()
     };
-    // What cannot be had here, `auto` does without; the report names what was used.
-    if plan.io != Choice::Epoll {
-        match Uring::new(&settings) {
-            Ok(backend) => return Driver::new(plan, backend, interrupted)?.run(),
-            Err(_) if plan.io == Choice::Auto => {}
-            Err(error) => return Err(refused("io_uring", error)),
+    // Falling back needs no word here: the report names what was used.
+    match probe::select(plan.io).map_err(Error::Plan)?.engine {
+        Engine::Uring => {
+            let backend = Uring::new(&settings).map_err(|error| refused("io_uring", error))?;
+            Driver::new(plan, backend, interrupted)?.run()
+        }
+        Engine::Epoll => {
+            let backend = Epoll::new(&settings).map_err(|error| refused("epoll", error))?;
+            Driver::new(plan, backend, interrupted)?.run()
         }
     }
-    let backend = Epoll::new(&settings).map_err(|error| refused("epoll", error))?;
-    Driver::new(plan, backend, interrupted)?.run()
 }
 
 fn refused(backend: &str, error: io::Error) -> Error {
