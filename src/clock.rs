@@ -65,6 +65,13 @@ pub fn now() -> Time {
     Time(secs.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// Reads `CLOCK_REALTIME`: the time since 1970 in UTC, for people to read. Nothing is decided by it.
+pub fn unix_time() -> Duration {
+    let ts = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let secs = u64::try_from(ts.tv_sec).unwrap_or(0);
+    Duration::new(secs, u32::try_from(ts.tv_nsec).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

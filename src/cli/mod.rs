@@ -2,7 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod connect;
+mod connection;
+mod format;
+mod message;
+mod properties;
+mod pub_;
+mod rr;
 mod serve;
+mod sub;
 
 use std::process::ExitCode;
 
@@ -26,6 +34,15 @@ enum Command {
     Serve(Box<serve::Flags>),
     /// Put a load on a broker and say what it cost
     Bench(bench::Flags),
+    /// Publish messages
+    #[command(disable_help_flag = true)]
+    Pub(Box<pub_::PubFlags>),
+    /// Subscribe to topics and print their messages
+    #[command(disable_help_flag = true)]
+    Sub(Box<sub::SubFlags>),
+    /// Publish a request and print the response
+    #[command(disable_help_flag = true)]
+    Rr(Box<rr::RrFlags>),
 }
 
 /// Runs the command that the process was started with.
@@ -34,6 +51,9 @@ pub fn run() -> ExitCode {
         None => serve::run_default(),
         Some(Command::Serve(flags)) => serve::run(*flags),
         Some(Command::Bench(flags)) => bench::run(flags),
+        Some(Command::Pub(flags)) => pub_::run(&flags),
+        Some(Command::Sub(flags)) => sub::run(&flags),
+        Some(Command::Rr(flags)) => rr::run(&flags),
     }
 }
 
@@ -41,4 +61,15 @@ pub fn run() -> ExitCode {
 fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
     eprintln!("noctule: {message}");
     ExitCode::from(code)
+}
+
+/// The end of a client command. Its exit codes: 0 all went well; 1 the network, the system or the
+/// protocol failed; 2 wrong flags; 27 the time given by `-W` is over; else the code by which the
+/// server refused (1 to 5 in a CONNACK before version 5, a reason code from 128 on in version 5).
+fn end_client(result: Result<(), connection::Failure>, quiet: bool) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if quiet => ExitCode::from(failure.code),
+        Err(failure) => fail(failure.code, &failure),
+    }
 }
