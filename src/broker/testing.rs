@@ -164,9 +164,9 @@ impl World {
     /// A client that is connected, its CONNACK taken: whether its session was present.
     pub(crate) fn join(&mut self, connect: &Connect<'_>) -> (Client, bool) {
         let client = self.connect(connect);
-        match self.take(client).first() {
+        match self.take_first(client, |_| true) {
             Some(Got::ConnAck { session_present, reason: ReasonCode::SUCCESS }) => {
-                (client, *session_present)
+                (client, session_present)
             }
             other => panic!("no CONNACK but {other:?}"),
         }
@@ -243,6 +243,7 @@ impl World {
             self.brokers[shard].handle_timeouts(now);
             moved |= !self.brokers[shard].out.is_empty();
             self.commit(shard);
+            moved |= !self.brokers[shard].out.is_empty();
             self.flush(shard);
             for id in std::mem::take(&mut self.brokers[shard].out.resume) {
                 if let Some(index) = self.find(shard, id) {
@@ -341,21 +342,27 @@ impl World {
 
     /// Everything that the client received since the last look.
     pub(crate) fn take(&mut self, client: Client) -> Vec<Got> {
+        std::iter::from_fn(|| self.take_first(client, |_| true)).collect()
+    }
+
+    /// The first that is of this kind; what stands before it is left.
+    fn take_first(&mut self, client: Client, is_it: impl Fn(&Got) -> bool) -> Option<Got> {
         let link = &mut self.links[client.0];
-        let bytes = std::mem::take(&mut link.received);
-        let mut rest = &bytes[..];
-        let mut got = Vec::new();
-        while let Some(len) = frame_len(rest).unwrap() {
-            let (frame, next) = rest.split_at(len);
-            rest = next;
+        let mut at = 0;
+        while let Some(len) = frame_len(&link.received[at..]).unwrap() {
+            let frame = &link.received[at..at + len];
             let packet = decode(frame, Some(link.version), Side::Client).unwrap();
-            if let Packet::ConnAck(_) = packet {
-                link.connack = frame.to_vec();
+            let got = to_got(&packet);
+            if is_it(&got) {
+                if let Packet::ConnAck(_) = packet {
+                    link.connack = frame.to_vec();
+                }
+                link.received.drain(at..at + len);
+                return Some(got);
             }
-            got.push(to_got(&packet));
+            at += len;
         }
-        assert!(rest.is_empty(), "half a packet");
-        got
+        None
     }
 
     /// Looks at the last CONNACK with all of its properties.
@@ -428,12 +435,8 @@ impl World {
             filters: SubscribeFilters::new(&filters),
         };
         self.send(client, &Packet::Subscribe(subscribe));
-        let mut got = self.take(client);
-        let suback = got.iter().position(|got| matches!(got, Got::SubAck(..)));
-        let suback = got.remove(suback.expect("a SUBACK"));
-        assert_eq!(suback, Got::SubAck(999, vec![options.qos as u8]));
-        // What came beside it is still to be looked at.
-        self.put_back(client, &got);
+        let suback = self.take_first(client, |got| matches!(got, Got::SubAck(..)));
+        assert_eq!(suback, Some(Got::SubAck(999, vec![options.qos as u8])));
     }
 
     pub(crate) fn unsubscribe(&mut self, client: Client, filter: &str) {
@@ -444,28 +447,8 @@ impl World {
             filters: UnsubscribeFilters::new(&filters),
         };
         self.send(client, &Packet::Unsubscribe(unsubscribe));
-        let got = self.take(client);
-        assert!(matches!(&got[..], [Got::UnsubAck(998, _)]), "{got:?}");
-    }
-
-    fn put_back(&mut self, client: Client, got: &[Got]) {
-        let link = &mut self.links[client.0];
-        for got in got {
-            let Got::Publish(p) = got else { panic!("beside SUBACK: {got:?}") };
-            let publish = Publish {
-                dup: p.dup,
-                qos: QoS::from_bits(p.qos).unwrap(),
-                retain: p.retain,
-                topic: &p.topic,
-                packet_id: PacketId::new(p.id),
-                properties: PublishProperties {
-                    message_expiry_interval: p.expiry,
-                    ..PublishProperties::default()
-                },
-                payload: &p.payload,
-            };
-            Packet::Publish(publish).encode(link.version, &mut link.received);
-        }
+        let unsuback = self.take_first(client, |got| matches!(got, Got::UnsubAck(..)));
+        assert!(matches!(unsuback, Some(Got::UnsubAck(998, _))), "{unsuback:?}");
     }
 
     /// Publishes; `n` is the packet id from QoS 1 on.

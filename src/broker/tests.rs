@@ -1,2 +1,8 @@
 //! The session half, driven by packets.
 #![forbid(unsafe_code)]
+
+mod connecting;
+mod durable;
+mod publishing;
+mod resuming;
+mod wills;
