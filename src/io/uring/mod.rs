@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - *one each*: at most one receive and one send of a connection are in flight; `recv` and `send`
-//!   of [`Conn`] say so from the submission to the completion without F_MORE, whoever wants it.
+//!   of its entry say so from the submission to the completion without F_MORE, whoever wants it.
 //! - *slot*: a connection stays in the table until both are over, so a completion always finds its
 //!   connection and the generation in its token is a second line of defence.
 //! - *memory*: what a send in flight points to stays in `sends` until its completion.
@@ -16,13 +16,14 @@
 
 pub(super) mod ring;
 
+mod accept;
 mod buf_ring;
 mod ops;
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::cqueue;
@@ -30,10 +31,11 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 use slab::Slab;
 
+use self::accept::Listener;
 use self::buf_ring::BufRing;
 use self::ops::{Gather, Op, SendOp};
 use self::ring::Ring;
-use super::socket::{self, AcceptTrouble, Reserve};
+use super::socket::{self, Reserve};
 use super::table::Table;
 use super::token::Token;
 use super::waker::Waker;
@@ -41,9 +43,9 @@ use super::{
     Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Settings, Wait,
 };
 use crate::buf::OutBuf;
-use crate::clock::{self, Time};
+use crate::clock;
 use crate::ids::ConnId;
-use crate::limits::{ACCEPT_PAUSE, COMPLETIONS_PER_TICK};
+use crate::limits::COMPLETIONS_PER_TICK;
 
 const KIND_RECV: u8 = 1;
 const KIND_SEND: u8 = 2;
@@ -122,17 +124,6 @@ impl Conn {
     const fn is_idle(&self) -> bool {
         !matches!(self.recv, Recv::InFlight(_)) && !matches!(self.send, Send::InFlight(_))
     }
-}
-
-struct Listener {
-    socket: TcpListener,
-    /// The kind of operation in flight, [`KIND_ACCEPT`] or [`KIND_PEER_WAITS`].
-    armed: Option<u8>,
-    /// There was no descriptor for the last peer. An accept takes its descriptor when it begins,
-    /// before there is a peer, so armed again it would fail at once, for ever: we wait for a peer
-    /// first.
-    no_descriptors: bool,
-    resting_until: Option<Time>,
 }
 
 impl Uring {
@@ -252,36 +243,6 @@ impl Uring {
         }
     }
 
-    /// Arms the listeners that are not, and says when the next one may be.
-    fn arm_listeners(&mut self) -> Option<Time> {
-        let mut earliest = None;
-        for index in 0..self.listeners.len() {
-            let Some(listener) = &mut self.listeners[index] else { continue };
-            if listener.armed.is_some() {
-                continue;
-            }
-            match listener.resting_until {
-                Some(until) if clock::now() < until => {
-                    earliest = Some(earliest.map_or(until, |e: Time| e.min(until)));
-                }
-                _ => {
-                    listener.resting_until = None;
-                    let fd = listener.socket.as_raw_fd();
-                    let wait_first = std::mem::take(&mut listener.no_descriptors);
-                    let kind = if wait_first { KIND_PEER_WAITS } else { KIND_ACCEPT };
-                    listener.armed = Some(kind);
-                    let token = Token::plain(kind, index as u32);
-                    self.push(if wait_first {
-                        Op::poll_once(fd, token)
-                    } else {
-                        Op::accept_multi(fd, token)
-                    });
-                }
-            }
-        }
-        earliest
-    }
-
     fn on_completion(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
         let token = Token::from_word(entry.user_data());
         let (result, flags) = (entry.result(), entry.flags());
@@ -289,11 +250,7 @@ impl Uring {
             KIND_RECV => self.on_recv(token.conn_id(), result, flags, completions),
             KIND_SEND => self.on_sent(token.conn_id(), result, completions),
             KIND_ACCEPT => self.on_accept(token.index(), result, flags, completions),
-            KIND_PEER_WAITS => {
-                if let Some(Some(listener)) = self.listeners.get_mut(token.index() as usize) {
-                    listener.armed = None;
-                }
-            }
+            KIND_PEER_WAITS => self.on_peer_waits(token.index()),
             KIND_EVENTFD => {
                 self.counters.wakes_received += 1;
                 if !cqueue::more(flags) {
@@ -453,52 +410,6 @@ impl Uring {
         completions.push(Completion::Sent { conn, buf, result });
     }
 
-    fn on_accept(
-        &mut self,
-        index: u32,
-        result: i32,
-        flags: u32,
-        completions: &mut Vec<Completion>,
-    ) {
-        let id = ListenerId(index as u16);
-        let accepted = if result >= 0 {
-            // SAFETY: a completion of accept with a result that is not negative is a new
-            // descriptor, named to nobody else.
-            Ok(unsafe { OwnedFd::from_raw_fd(result) })
-        } else {
-            Err(io::Error::from_raw_os_error(-result))
-        };
-        // The listener may have been removed meanwhile: then the connection is closed here.
-        let Some(Some(listener)) = self.listeners.get_mut(index as usize) else { return };
-        if !cqueue::more(flags) {
-            listener.armed = None;
-            self.counters.rearmed += 1;
-        }
-        let error = match accepted {
-            Ok(socket) => {
-                self.counters.accepted += 1;
-                completions.push(Completion::Accepted { listener: id, socket });
-                return;
-            }
-            Err(error) => error,
-        };
-        self.counters.accept_failed += 1;
-        let rest = match socket::accept_trouble(&error) {
-            AcceptTrouble::Next => return,
-            AcceptTrouble::NoDescriptors => {
-                let turned = self.reserve.turn_away(&listener.socket);
-                self.counters.emfile += turned.count as u64;
-                listener.no_descriptors = true;
-                turned.rest
-            }
-            AcceptTrouble::Rest => true,
-        };
-        if rest {
-            listener.resting_until = Some(clock::now() + ACCEPT_PAUSE);
-        }
-        completions.push(Completion::AcceptFailed { listener: id, error });
-    }
-
     /// A cancel that found nothing was too late, and then the completion is here already; or it was
     /// in the way of the kernel's own handling, and is tried again.
     fn cancel_again(&mut self, conn: ConnId, kind: u8) {
@@ -558,19 +469,14 @@ impl Backend for Uring {
             .map_err(|_| io::Error::other("too many listeners over time"))?;
         // For turning peers away, which must not block.
         listener.set_nonblocking(true)?;
-        self.listeners.push(Some(Listener {
-            socket: listener,
-            armed: None,
-            no_descriptors: false,
-            resting_until: None,
-        }));
+        self.listeners.push(Some(Listener::new(listener)));
         Ok(ListenerId(id))
     }
 
     fn remove_listener(&mut self, id: ListenerId) {
         let index = usize::from(id.0);
         let Some(listener) = self.listeners.get_mut(index).and_then(Option::take) else { return };
-        if let Some(kind) = listener.armed {
+        if let Some(kind) = listener.armed() {
             let token = |kind| Token::plain(kind, u32::from(id.0));
             self.push(Op::cancel(token(kind), token(KIND_CANCEL_ACCEPT)));
         }
