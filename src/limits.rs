@@ -95,6 +95,16 @@ pub const MATCH_CACHE_MERGED_MAX: usize = 256;
 /// Wills, expiries and moves handled in one tick (SHARDS.md L5).
 pub const DEFERRED_PER_TICK: usize = 128;
 
+/// Bytes read of a paused connection after which nothing more is read of it.
+pub const INPUT_BYTES_MARK: usize = 64 * 1024;
+/// Emptied output buffers that a shard keeps for their next use.
+pub const SPARE_BUFFERS: usize = 256;
+/// Bytes that each of them keeps.
+pub const SPARE_BUFFER_BYTES: usize = 64 * 1024;
+/// Reads within a second after which a connection's input counts as a stream, and its pure
+/// acknowledgements are worth suppressing.
+pub const QUICK_ACK_READS: u16 = 64;
+
 /// Size of one provided receive buffer, in bytes.
 pub const RECV_BUFFER_BYTES: usize = 4096;
 /// Provided receive buffers of one shard; a power of two.

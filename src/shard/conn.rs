@@ -1,0 +1,220 @@
+//! One network connection as the event loop sees it: what of it is in the kernel's hands, what was
+//! read and not yet handled, and how far its closing has come.
+//!
+//! Invariants: bytes that were read keep their order (`input` before anything newer), and survive
+//! a pause and the peer's end; a connection is *quiet* when neither a receive nor a send is in
+//! flight, and only a quiet one may move to another shard (SHARDS.md H1).
+#![forbid(unsafe_code)]
+
+use crate::broker::Accepted;
+use crate::buf::OutBuf;
+use crate::clock::Time;
+use crate::codec::mqtt::Version;
+use crate::transport::Transport;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// No CONNECT yet; nothing of it was interpreted.
+    Opening,
+    /// The broker has its CONNECT.
+    Live,
+    /// The broker is done with it: what waits is sent, then our end is shut.
+    Flushing,
+    /// Our end is shut; the peer's last bytes are read and thrown away.
+    Lingering,
+    /// Closed; the slot waits for the backend to say that nothing is in flight any more.
+    Closed,
+}
+
+/// Whether a receive is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receiving {
+    /// None is.
+    Idle,
+    /// One is.
+    Armed,
+    /// One is, and was asked to end.
+    Cancelling,
+}
+
+/// A connection. What the broker knows of it (session, outbox, keep alive) lives in the broker
+/// under the same [`ConnId`](crate::ids::ConnId).
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub stage: Stage,
+    pub receiving: Receiving,
+    /// Bytes of the send that is in flight; none is when zero.
+    pub sending: usize,
+    /// The broker takes no more packets until it names the connection in `Outputs::resume`.
+    pub paused: bool,
+    /// The CONNECT in `input` waits: for an older connection of its session, or for room among
+    /// the open moves.
+    pub waiting: bool,
+    /// A send failed: nothing more is sent.
+    pub broken: bool,
+    /// The protocol version, once CONNECT was read.
+    pub version: Option<Version>,
+    /// Input has ended; what is in `input` is still handled.
+    pub ended: Option<Ended>,
+    /// Largest frame that it may send now, in bytes.
+    pub frame_max: usize,
+    /// Read and not yet handled.
+    pub input: Input,
+    /// What is left of the outbox when the broker is done with the connection.
+    pub last: OutBuf,
+    pub transport: Transport,
+    pub accepted: Accepted,
+    /// Reads since `reads_since`, for the delayed-ACK policy.
+    pub reads: u16,
+    pub reads_since: Time,
+}
+
+/// How input ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The peer shut its end.
+    Eof,
+    /// The connection broke.
+    Error,
+}
+
+impl Conn {
+    pub(super) fn new(accepted: Accepted, transport: Transport, frame_max: usize) -> Self {
+        Self {
+            stage: Stage::Opening,
+            receiving: Receiving::Idle,
+            sending: 0,
+            paused: false,
+            waiting: false,
+            broken: false,
+            version: None,
+            ended: None,
+            frame_max,
+            input: Input::default(),
+            last: OutBuf::new(),
+            transport,
+            reads: 0,
+            reads_since: accepted.at,
+            accepted,
+        }
+    }
+
+    /// Whether nothing of it is in flight.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.receiving == Receiving::Idle && self.sending == 0
+    }
+
+    /// Whether input may be handed to the broker now.
+    pub(super) fn may_parse(&self) -> bool {
+        self.stage == Stage::Live && !self.paused
+    }
+}
+
+/// Bytes that were read and not yet handled: the start of a frame that the end of a buffer cut, or
+/// everything that came during a pause.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    /// Handled up to here.
+    at: usize,
+}
+
+impl Input {
+    /// A new one that holds `bytes`.
+    pub(super) fn from_vec(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// What waits.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    /// Appends; `expect` is the length of the frame that the bytes begin, when it is known, so
+    /// that a large frame gets a buffer of exactly its size.
+    pub(super) fn append(&mut self, bytes: &[u8], expect: usize) {
+        if self.at > 0 {
+            self.bytes.drain(..self.at);
+            self.at = 0;
+        }
+        if expect > self.bytes.capacity() {
+            self.bytes.reserve_exact(expect - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The first `count` waiting bytes are handled.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.at += count;
+        assert!(self.at <= self.bytes.len(), "invariant: only what waits is consumed");
+        if self.is_empty() {
+            self.reset();
+        }
+    }
+
+    /// All waiting bytes, out of it; put them back with [`Input::restore`].
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    /// Puts back what was taken, minus the `consumed` first bytes. Nothing came in between.
+    pub(super) fn restore(&mut self, mut taken: Self, consumed: usize) {
+        assert!(self.is_empty(), "invariant: nothing was read while its input was being handled");
+        taken.consume(consumed);
+        *self = taken;
+    }
+
+    /// The waiting bytes as one vector.
+    pub(super) fn into_vec(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.at);
+        self.bytes
+    }
+
+    fn reset(&mut self) {
+        self.at = 0;
+        self.bytes.clear();
+        // A connection that once sent a large packet does not keep its buffer.
+        self.bytes.shrink_to(INPUT_KEPT);
+    }
+}
+
+/// Bytes of input buffer that an idle connection keeps.
+const INPUT_KEPT: usize = 0;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A connection that was just accepted.
+    pub(in crate::shard) fn some_conn() -> Conn {
+        Conn::new(Accepted { at: Time::ZERO, listener: 0, peer: None }, Transport::Tcp, 1024)
+    }
+
+    #[test]
+    fn input_keeps_order_and_gives_memory_back() {
+        let mut input = Input::default();
+        input.append(b"abc", 0);
+        input.consume(2);
+        input.append(b"de", 4096);
+        assert_eq!(input.unread(), b"cde");
+        assert!(input.bytes.capacity() >= 4096);
+        let taken = input.take();
+        assert!(input.is_empty());
+        input.restore(taken, 1);
+        assert_eq!(input.unread(), b"de");
+        input.consume(2);
+        assert!(input.is_empty());
+        assert_eq!(input.bytes.capacity(), 0);
+    }
+}

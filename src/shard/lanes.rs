@@ -1,0 +1,185 @@
+//! What leaves for other shards: one parcel per shard and tick, and behind a full ring the spill.
+//!
+//! Invariants (SHARDS.md section 1): nothing passes the spill (L1); taking never waits for giving
+//! (L3), so the spill has no bound of its own, but what fills it has (L4, L6).
+#![forbid(unsafe_code)]
+
+use crate::broker::{Accepted, Batch};
+use crate::ids::{ConnId, ShardId, ShardSet};
+use crate::limits::{QUESTIONS_MAX, SPILL_BYTES_MARK};
+use crate::mesh::Mesh;
+use crate::transport::Transport;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+/// All that one shard says to one other in one tick.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    /// The broker's entries.
+    pub(super) batch: Batch,
+    /// Connections that come home.
+    pub(super) moves: Vec<Move>,
+    /// How many connections the sender has taken from the receiver since it last said so.
+    pub(super) moves_taken: u32,
+}
+
+impl Parcel {
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.moves.is_empty() && self.moves_taken == 0
+    }
+
+    fn bytes(&self) -> usize {
+        batch_bytes(&self.batch) + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
+    }
+
+    /// Empties it and keeps its memory.
+    pub(super) fn clear(&mut self) {
+        self.batch.clear();
+        self.moves.clear();
+        self.moves_taken = 0;
+    }
+}
+
+fn batch_bytes(batch: &Batch) -> usize {
+    batch.bytes.len() + batch.shared.iter().map(bytes::Bytes::len).sum::<usize>()
+}
+
+/// A connection on its way home (SHARDS.md H1): quiet on its old shard, with all that was read.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub socket: OwnedFd,
+    pub accepted: Accepted,
+    pub transport: Transport,
+    /// Its CONNECT and whatever came behind it.
+    pub read: Vec<u8>,
+}
+
+/// The outgoing side of all lanes of one shard.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    me: ShardId,
+    to: Vec<Lane>,
+    full: ShardSet,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    /// Grows until the end of the tick.
+    open: Parcel,
+    spill: VecDeque<Parcel>,
+    spill_bytes: usize,
+    moves_open: usize,
+    /// Connections whose move waits for room among the open ones.
+    moves_waiting: VecDeque<ConnId>,
+}
+
+impl Lanes {
+    pub(super) fn new(me: ShardId, shards: usize) -> Self {
+        Self { me, to: (0..shards).map(|_| Lane::default()).collect(), full: ShardSet::EMPTY }
+    }
+
+    /// The other shards.
+    pub(super) fn peers(&self) -> impl Iterator<Item = ShardId> + use<> {
+        let me = self.me;
+        (0..self.to.len()).map(ShardId::new).filter(move |shard| *shard != me)
+    }
+
+    /// Whether one more connection may be on its way to `home`; one that may not stands in line.
+    pub(super) fn may_move(&mut self, home: ShardId, conn: ConnId) -> bool {
+        let lane = &mut self.to[home.index()];
+        if lane.moves_open < QUESTIONS_MAX {
+            return true;
+        }
+        lane.moves_waiting.push_back(conn);
+        false
+    }
+
+    /// Sends a connection home.
+    pub(super) fn send_move(&mut self, home: ShardId, sent: Move) {
+        let lane = &mut self.to[home.index()];
+        lane.moves_open += 1;
+        lane.open.moves.push(sent);
+    }
+
+    /// Notes that a connection from `from` was taken, to be said with the next parcel.
+    pub(super) fn took_move(&mut self, from: ShardId) {
+        self.to[from.index()].open.moves_taken += 1;
+    }
+
+    /// `home` has taken `count` of ours; the connections that may try again.
+    pub(super) fn moves_were_taken(&mut self, home: ShardId, count: u32) -> Vec<ConnId> {
+        let lane = &mut self.to[home.index()];
+        lane.moves_open = lane
+            .moves_open
+            .checked_sub(count as usize)
+            .expect("invariant: a shard takes each connection once");
+        let room = QUESTIONS_MAX - lane.moves_open;
+        let count = room.min(lane.moves_waiting.len());
+        lane.moves_waiting.drain(..count).collect()
+    }
+
+    /// Bytes that wait because other shards have no room.
+    pub(super) fn spill_bytes(&self) -> usize {
+        self.to.iter().map(|lane| lane.spill_bytes).sum()
+    }
+
+    /// Whether nothing waits on our side.
+    pub(super) fn are_empty(&self) -> bool {
+        self.to.iter().all(|lane| lane.spill.is_empty() && lane.open.is_empty())
+    }
+
+    /// The end of the tick: one parcel for each shard that we have something for. Returns the
+    /// lanes whose spill stands above its mark, if that set has changed.
+    pub(super) fn flush(
+        &mut self,
+        mesh: &mut Mesh<Parcel>,
+        batches: &mut [Batch],
+    ) -> Option<ShardSet> {
+        let mut full = ShardSet::EMPTY;
+        for shard in self.peers() {
+            let lane = &mut self.to[shard.index()];
+            std::mem::swap(&mut lane.open.batch, &mut batches[shard.index()]);
+            lane.flush(mesh, shard);
+            if lane.spill_bytes > SPILL_BYTES_MARK {
+                full.insert(shard);
+            }
+        }
+        (full != self.full).then(|| {
+            self.full = full;
+            full
+        })
+    }
+}
+
+impl Lane {
+    fn flush(&mut self, mesh: &mut Mesh<Parcel>, to: ShardId) {
+        let had_spill = !self.spill.is_empty();
+        while let Some(parcel) = self.spill.pop_front() {
+            let bytes = parcel.bytes();
+            if let Err(parcel) = mesh.push(to, parcel) {
+                self.spill.push_front(parcel);
+                break;
+            }
+            self.spill_bytes -= bytes;
+        }
+        if !self.open.is_empty() {
+            let parcel = std::mem::replace(&mut self.open, mesh.reuse(to).unwrap_or_default());
+            if self.spill.is_empty() {
+                if let Err(parcel) = mesh.push(to, parcel) {
+                    self.keep(parcel);
+                }
+            } else {
+                self.keep(parcel);
+            }
+        }
+        let has_spill = !self.spill.is_empty();
+        if had_spill != has_spill {
+            mesh.announce_spill(to, has_spill);
+        }
+    }
+
+    fn keep(&mut self, parcel: Parcel) {
+        self.spill_bytes += parcel.bytes();
+        self.spill.push_back(parcel);
+    }
+}

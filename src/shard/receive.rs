@@ -1,0 +1,142 @@
+//! From received bytes to packets in the broker.
+//!
+//! A frame that lies whole in the received buffer is decoded where it lies. A frame cut by the end
+//! of the buffer is the only thing that is copied aside; a large one into a buffer of exactly its
+//! size, which its receivers then share.
+#![forbid(unsafe_code)]
+
+use super::conn::Conn;
+use crate::broker::{Broker, Frame, Step};
+use crate::clock::Time;
+use crate::codec::mqtt::{self, DecodeError, Side};
+use crate::ids::ConnId;
+use crate::limits::SHARE_PAYLOAD_FROM;
+use bytes::Bytes;
+
+/// What was read of `conn` and may be handled now is handled; the rest waits in its input.
+pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnId, data: &[u8]) {
+    let mut data = data;
+    while !data.is_empty() && !conn.input.is_empty() && conn.may_parse() {
+        // The rest of the frame that the last buffer's end has cut.
+        let have = conn.input.len();
+        let expect = expected_len(conn, conn.input.unread()).unwrap_or(have + 1);
+        let (piece, rest) = data.split_at(expect.saturating_sub(have).min(data.len()));
+        conn.input.append(piece, expect);
+        data = rest;
+        if conn.input.len() >= expect {
+            handle_input(broker, conn, now, id);
+        }
+    }
+    if conn.input.is_empty() {
+        let handled = handle_frames(broker, conn, now, id, data);
+        data = &data[handled..];
+    }
+    if !data.is_empty() {
+        let expect = expected_len(conn, data).unwrap_or(0);
+        conn.input.append(data, expect);
+    }
+}
+
+/// Handles what waits in the input of `conn`, as far as it may.
+pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnId) {
+    if conn.input.is_empty() {
+        return;
+    }
+    let taken = conn.input.take();
+    if taken.len() >= SHARE_PAYLOAD_FROM
+        && mqtt::frame_len(taken.unread()) == Ok(Some(taken.len()))
+        && conn.may_parse()
+        && taken.len() <= conn.frame_max
+    {
+        let frame = Bytes::from(taken.into_vec());
+        let step = handle_frame(broker, conn, now, id, &frame, Some(&frame));
+        if !apply(conn, step) {
+            conn.input = super::conn::Input::from_vec(Vec::from(frame));
+        }
+        return;
+    }
+    let handled = handle_frames(broker, conn, now, id, taken.unread());
+    conn.input.restore(taken, handled);
+}
+
+/// Handles whole frames from the start of `data` while the connection may go on; how many bytes.
+fn handle_frames(
+    broker: &mut Broker,
+    conn: &mut Conn,
+    now: Time,
+    id: ConnId,
+    data: &[u8],
+) -> usize {
+    let mut at = 0;
+    while conn.may_parse() {
+        let rest = &data[at..];
+        let len = match mqtt::frame_len(rest) {
+            Ok(Some(len)) if len > conn.frame_max => {
+                let step = broker.handle_decode_error(
+                    now,
+                    id,
+                    &DecodeError::packet_too_large(rest[0], conn.version),
+                );
+                apply(conn, step);
+                return data.len();
+            }
+            Ok(Some(len)) if len <= rest.len() => len,
+            Ok(_) => break,
+            Err(error) => {
+                let step = broker.handle_decode_error(now, id, &error);
+                apply(conn, step);
+                return data.len();
+            }
+        };
+        let step = handle_frame(broker, conn, now, id, &rest[..len], None);
+        if step == Step::Close {
+            apply(conn, step);
+            return data.len();
+        }
+        if apply(conn, step) {
+            at += len;
+        }
+    }
+    at
+}
+
+fn handle_frame(
+    broker: &mut Broker,
+    conn: &Conn,
+    now: Time,
+    id: ConnId,
+    frame: &[u8],
+    shared: Option<&Bytes>,
+) -> Step {
+    match mqtt::decode(frame, conn.version, Side::Server) {
+        Ok(packet) => broker.handle_packet(now, id, &packet, Frame { len: frame.len(), shared }),
+        Err(error) => broker.handle_decode_error(now, id, &error),
+    }
+}
+
+/// Takes note of what the broker said of a packet; whether it was consumed.
+pub(super) fn apply(conn: &mut Conn, step: Step) -> bool {
+    match step {
+        Step::Next => true,
+        Step::Wait => {
+            conn.paused = true;
+            false
+        }
+        // After Close nothing is parsed, ever; the broker has named the connection in `out.close`.
+        Step::Pause | Step::Close => {
+            conn.paused = true;
+            true
+        }
+    }
+}
+
+/// The length of the frame that `bytes` begin, where it can be known and is one that the
+/// connection may send.
+fn expected_len(conn: &Conn, bytes: &[u8]) -> Option<usize> {
+    match mqtt::frame_len(bytes) {
+        Ok(Some(len)) if len <= conn.frame_max => Some(len),
+        // Refused when it is looked at: no further byte is needed for that.
+        Ok(Some(_)) | Err(_) => Some(bytes.len()),
+        Ok(None) => None,
+    }
+}
