@@ -202,9 +202,8 @@ impl Replays {
     fn close(&mut self, question: u32) -> (Option<ReplayId>, bool) {
         let Asked { owner, replay, again } = self.questions.remove(question as usize);
         self.open[owner.index()] -= 1;
-        if self.questions.is_empty() {
-            // Judged for the last time when the answer in hand is; see `on_reply`.
-            debug_assert!(self.open.iter().all(|open| *open == 0));
+        if let Some(replay) = replay.and_then(|id| self.replays.get_mut(id.0 as usize)) {
+            replay.state = State::Ready;
         }
         while let Some(blocked) = self.blocked[owner.index()].pop_front() {
             if self.get(blocked).is_some_and(|replay| replay.state == State::Blocked) {
