@@ -189,7 +189,7 @@ impl<'a, B: Backend> Driver<'a, B> {
             )));
         }
         // The schedule starts with the run; until then the pace is not asked.
-        let pace = Pace::new(plan, Time::ZERO);
+        let pace = Pace::new(plan, Time::ZERO, Time::ZERO);
         Ok(Self {
             plan,
             interrupted,
@@ -230,6 +230,7 @@ impl<'a, B: Backend> Driver<'a, B> {
             last,
             recorder: &self.events.recorder,
             stalls: self.stalls,
+            unsent: self.unsent(),
             interrupted: self.is_interrupted(),
             failure: self.events.failure,
         }
@@ -300,7 +301,7 @@ impl<'a, B: Backend> Driver<'a, B> {
         let mut first = self.look()?;
         let mut last = None;
         let mut phase = Phase::WarmUp;
-        self.events.pace = Pace::new(self.plan, start);
+        self.events.pace = Pace::new(self.plan, start, measure_to);
         self.events.recorder.measured = measure_from..measure_to;
         self.events.last_arrival = start;
         for publisher in 0..self.plan.publishers {
@@ -317,16 +318,18 @@ impl<'a, B: Backend> Driver<'a, B> {
             if phase != Phase::Drain && (now >= measure_to || over) {
                 last = Some(self.look()?);
                 self.events.recorder.measuring = false;
+                self.events.pace.stop(now);
                 drain_from = now;
                 phase = Phase::Drain;
             }
-            if phase == Phase::Drain {
-                if self.has_drained(now, drain_from) {
-                    break;
-                }
-            } else {
+            // What was due before the end and could not leave in time is still owed.
+            if phase != Phase::Drain || self.events.pace.is_open() {
                 self.publish_due(now);
+            }
+            if phase != Phase::Drain {
                 self.notice_stall(now);
+            } else if self.has_drained(now, drain_from) {
+                break;
             }
             self.flush();
             let end = match phase {
@@ -344,7 +347,12 @@ impl<'a, B: Backend> Driver<'a, B> {
     fn has_drained(&self, now: Time, since: Time) -> bool {
         let quiet = now.since(self.events.last_arrival.max(since)) >= BENCH_STALL;
         let late = now >= since + BENCH_DRAIN;
-        self.events.recorder.all_arrived() || quiet || late || self.events.failure.is_some()
+        let all = self.unsent() == 0 && self.events.recorder.all_arrived();
+        all || quiet || late || self.events.failure.is_some()
+    }
+
+    fn unsent(&self) -> u64 {
+        self.events.pace.unsent(self.events.recorder.sent())
     }
 
     fn look(&self) -> Result<Look, Error> {

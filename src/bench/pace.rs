@@ -31,6 +31,8 @@ pub(super) enum Pace {
     Open {
         publishers: u64,
         start: Time,
+        /// Nothing becomes due from here on.
+        end: Time,
         /// Nanoseconds between two messages of the whole run.
         period: f64,
         /// The first message, counted over all publishers, that has not been called for.
@@ -39,7 +41,7 @@ pub(super) enum Pace {
 }
 
 impl Pace {
-    pub(super) fn new(plan: &Plan, start: Time) -> Self {
+    pub(super) fn new(plan: &Plan, start: Time, end: Time) -> Self {
         match plan.load {
             Load::Closed { window } => Self::Closed {
                 window,
@@ -48,7 +50,7 @@ impl Pace {
             },
             Load::Open { rate } => {
                 let publishers = plan.publishers as u64;
-                Self::Open { publishers, start, period: 1e9 / rate, cursor: 0 }
+                Self::Open { publishers, start, end, period: 1e9 / rate, cursor: 0 }
             }
         }
     }
@@ -60,10 +62,10 @@ impl Pace {
                 let slot = &slots[slot_index(*window, publisher, sequence)];
                 (slot.missing == 0).then_some(now)
             }
-            Self::Open { publishers, start, period, .. } => {
+            Self::Open { publishers, start, end, period, .. } => {
                 let index = u64::from(sequence) * publishers + publisher as u64;
                 let intended = time_of(*start, *period, index);
-                (intended <= now).then_some(intended)
+                (intended <= now && intended < *end).then_some(intended)
             }
         }
     }
@@ -102,7 +104,7 @@ impl Pace {
     /// Calls `ready` for the publishers of messages that have become due; more than once is
     /// possible.
     pub(super) fn advance(&mut self, now: Time, mut ready: impl FnMut(usize)) {
-        let Self::Open { publishers, start, period, cursor } = self else { return };
+        let Self::Open { publishers, start, period, cursor, .. } = self else { return };
         let behind = now.since(*start).as_nanos() as f64 / *period;
         if behind > (*cursor + *publishers) as f64 {
             // After a stall: everybody is due, more than once.
@@ -121,6 +123,23 @@ impl Pace {
             Self::Closed { .. } => None,
             Self::Open { start, period, cursor, .. } => Some(time_of(*start, *period, *cursor)),
         }
+    }
+
+    /// The end comes early.
+    pub(super) fn stop(&mut self, now: Time) {
+        if let Self::Open { end, .. } = self {
+            *end = now.min(*end);
+        }
+    }
+
+    /// Messages that were to be sent before the end, of which so many were: how many were not.
+    pub(super) fn unsent(&self, sent: u64) -> u64 {
+        let Self::Open { start, end, period, .. } = self else { return 0 };
+        let mut due = (end.since(*start).as_nanos() as f64 / period) as u64;
+        while time_of(*start, *period, due) < *end {
+            due += 1;
+        }
+        due.saturating_sub(sent)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -150,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_window_opens_when_all_receivers_have_the_oldest() {
-        let mut pace = Pace::new(&plan(Workload::FanOut, 1, 2), START);
+        let mut pace = Pace::new(&plan(Workload::FanOut, 1, 2), START, Time::MAX);
         let may = |pace: &Pace, sequence| pace.due(0, sequence, START).is_some();
         for sequence in 0..4 {
             assert!(may(&pace, sequence));
@@ -171,7 +190,7 @@ mod tests {
     #[test]
     fn the_schedule_does_not_wait() {
         let plan = Plan { load: Load::Open { rate: 1e6 }, ..plan(Workload::Pairs, 3, 3) };
-        let mut pace = Pace::new(&plan, START);
+        let mut pace = Pace::new(&plan, START, at(1_001_500));
         let mut called = Vec::new();
         pace.advance(START, |p| called.push(p));
         assert_eq!(called, [0]);
@@ -185,5 +204,10 @@ mod tests {
         assert_eq!(called[..3], [0, 1, 2]);
         assert!(called.len() < 8, "a stall costs one round, not one call per message");
         assert_eq!(pace.next_due(), Some(at(1_001_000)));
+        assert_eq!(pace.due(2, 333, at(9_000_000)), Some(at(1_001_000)));
+        assert_eq!(pace.due(0, 334, at(9_000_000)), None, "behind the end");
+        assert_eq!((pace.unsent(1000), pace.unsent(1002)), (2, 0));
+        pace.stop(at(1_001_000));
+        assert_eq!(pace.unsent(1000), 1);
     }
 }

@@ -217,8 +217,12 @@ impl Recorder {
 
     /// Whether all that was sent has come to all its receivers.
     pub(super) fn all_arrived(&self) -> bool {
-        let sent: u64 = self.sent.iter().map(|sent| u64::from(*sent)).sum();
-        self.arrived == sent * u64::from(self.layout.receivers())
+        self.arrived == self.sent() * u64::from(self.layout.receivers())
+    }
+
+    /// Messages sent over the whole run.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.iter().map(|sent| u64::from(*sent)).sum()
     }
 
     /// The faults, with what has not come by now as lost.

@@ -128,6 +128,8 @@ pub struct Report {
     pub faults: Faults,
     /// Times the closed loop stood still and its windows were given up.
     pub stalls: u64,
+    /// Messages that the open loop's schedule asked for and that could not be sent.
+    pub unsent: u64,
     /// Only when its process is known.
     pub broker: Option<BrokerCost>,
     /// Our own.
@@ -148,6 +150,7 @@ pub(super) struct Input<'a> {
     pub(super) last: Look,
     pub(super) recorder: &'a Recorder,
     pub(super) stalls: u64,
+    pub(super) unsent: u64,
     pub(super) interrupted: bool,
     pub(super) failure: Option<String>,
 }
@@ -197,6 +200,7 @@ impl Input<'_> {
             lateness_nanos: open.then(|| Percentiles::of(&recorder.lateness)),
             faults: recorder.faults(),
             stalls: self.stalls,
+            unsent: self.unsent,
             broker,
             generator: GeneratorCost {
                 cpu_micros_per_delivered: each(generator.cpu_seconds * 1e6),
@@ -242,6 +246,13 @@ impl Report {
             warnings.push(format!(
                 "nothing came for a second, {} times, with messages under way",
                 self.stalls
+            ));
+        }
+        if self.unsent > 0 {
+            warnings.push(format!(
+                "{} messages of the schedule could not be sent: the rate is above what the broker \
+                 takes, and latencies are too good",
+                self.unsent
             ));
         }
         if self.delivered == 0 {
@@ -391,6 +402,7 @@ mod tests {
             last: look(12, own, 1.0 + broker),
             recorder: &recorder,
             stalls: 0,
+            unsent: 0,
             interrupted: false,
             failure: None,
         }
