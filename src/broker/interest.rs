@@ -253,6 +253,12 @@ impl Interest {
         self.heard[from.index()]
     }
 
+    /// Whether nothing is wanted, here or elsewhere, by filters without wildcards.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ours.is_empty() && self.theirs.is_empty() && self.lingering.is_empty()
+    }
+
     /// That shard has applied our changes up to this one. Tells whether all shards have applied
     /// more than before.
     pub(crate) fn on_applied(&mut self, from: ShardId, through: u64) -> bool {

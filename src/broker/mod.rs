@@ -39,6 +39,8 @@ pub mod topic_tree;
 pub(crate) mod will;
 
 #[cfg(test)]
+mod lanes_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

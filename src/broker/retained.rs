@@ -99,6 +99,11 @@ impl Retained {
         self.values.len()
     }
 
+    #[cfg(test)]
+    pub(crate) fn find(&self, topic: &str) -> Option<&Value> {
+        self.by_topic.get(topic).map(|index| self.value(*index))
+    }
+
     /// The owner of a topic, and the next number of a publish by this shard to it.
     pub(crate) fn next_stamp(&mut self, topic: &str) -> Stamp {
         let owner = self.place.key.owner_of(topic, self.place.shards);

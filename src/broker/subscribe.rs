@@ -152,7 +152,8 @@ impl Subscribing {
     }
 }
 
-/// SUBSCRIBE: each filter is judged on its own and gets its code in order `[MQTT-3.8.4-6]`.
+/// SUBSCRIBE: each filter is judged on its own and gets its code in order `[MQTT-3.8.4-6]`. No
+/// Local on a Shared Subscription has been refused when the packet was decoded `[MQTT-3.8.3-4]`.
 pub(crate) fn on_subscribe(
     broker: &mut Broker,
     now: Time,
@@ -162,19 +163,12 @@ pub(crate) fn on_subscribe(
     let Some(session) = broker.conns.get(conn).and_then(|conn| conn.session) else {
         return Step::Close;
     };
-    // [MQTT-3.8.3-4]: a Protocol Error, so before anything of the packet is done.
-    let shares = |line: &SubscribeFilter<'_>| {
-        check_filter(line.filter).is_ok_and(|filter| filter.share_name.is_some())
-    };
-    if packet.filters.iter().any(|line| line.options.no_local && shares(&line)) {
-        return broker.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR);
-    }
     let mut codes = Vec::new();
     let mut beginnings = Vec::new();
     let mut barrier = 0;
     for line in packet.filters.iter() {
         let id = packet.subscription_id;
-        codes.push(match judge(broker, session, &line, id) {
+        codes.push(match judge(broker, session, &line, id, &beginnings) {
             Ok((filter, subscription)) => {
                 let number = match filter.share_name {
                     Some(_) => join(broker, session, line.filter, filter.filter, subscription),
@@ -209,6 +203,7 @@ fn judge<'a>(
     session: SessionKey,
     line: &SubscribeFilter<'a>,
     id: Option<u32>,
+    beginnings: &[Beginning],
 ) -> Result<(Filter<'a>, Subscription), ReasonCode> {
     let filter = check_filter(line.filter).map_err(|_| ReasonCode::TOPIC_FILTER_INVALID)?;
     if filter.share_name.is_some() && !broker.config.shared_subscriptions {
@@ -225,7 +220,9 @@ fn judge<'a>(
         return Err(ReasonCode::NOT_AUTHORIZED);
     }
     let held = &owner.subscriptions;
-    if held.len() >= broker.config.subscriptions_max && !holds(broker, held, line.filter, filter) {
+    if held.len() >= broker.config.subscriptions_max
+        && !holds(broker, held, line.filter, filter, beginnings)
+    {
         return Err(ReasonCode::QUOTA_EXCEEDED);
     }
     let qos = line.options.qos.min(broker.config.maximum_qos);
@@ -233,14 +230,21 @@ fn judge<'a>(
     Ok((filter, Subscription { options, id: id.unwrap_or(0) }))
 }
 
-fn holds(broker: &Broker, held: &SessionSubscriptions, whole: &str, filter: Filter<'_>) -> bool {
-    match filter.share_name {
-        Some(_) => broker
-            .shared_subs
-            .find(group_key(whole))
-            .is_some_and(|group| held.shared.contains_key(&group)),
-        None => broker.topic_tree.find(filter.filter).is_some_and(|id| held.plain(id).is_some()),
+/// Whether it replaces one that the session has, or has asked for in this packet.
+fn holds(
+    broker: &Broker,
+    held: &SessionSubscriptions,
+    whole: &str,
+    filter: Filter<'_>,
+    beginnings: &[Beginning],
+) -> bool {
+    if filter.share_name.is_some() {
+        let group = broker.shared_subs.find(group_key(whole));
+        return group.is_some_and(|group| held.shared.contains_key(&group));
     }
+    broker.topic_tree.find(filter.filter).is_some_and(|id| {
+        held.plain(id).is_some() || beginnings.iter().any(|beginning| beginning.filter == id)
+    })
 }
 
 /// `share name/filter` of `$share/share name/filter`.
