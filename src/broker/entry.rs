@@ -248,9 +248,8 @@ impl Batch {
     /// `groups` of [`Batch::push_group`] must follow.
     pub(crate) fn push_publish(&mut self, message: &Message<'_>, duty: Duty, groups: usize) {
         self.bytes.push(PUBLISH);
-        let flags = u8::from(duty.plain) * PLAIN
-            | u8::from(duty.store) * STORE
-            | u8::from(duty.stamp.is_some()) * STAMP;
+        let flags =
+            flag(duty.plain, PLAIN) | flag(duty.store, STORE) | flag(duty.stamp.is_some(), STAMP);
         self.push_head(message, flags);
         if let Some(stamp) = duty.stamp {
             self.bytes.push(stamp.owner.index() as u8);
@@ -344,9 +343,9 @@ impl Batch {
     fn push_head(&mut self, message: &Message<'_>, flags: u8) {
         let flags = flags
             | message.qos as u8
-            | u8::from(message.retain) * RETAIN
-            | u8::from(travels_shared(message)) * SHARED
-            | u8::from(message.deadline.is_some()) * DEADLINE;
+            | flag(message.retain, RETAIN)
+            | flag(travels_shared(message), SHARED)
+            | flag(message.deadline.is_some(), DEADLINE);
         self.bytes.push(flags);
         if let Some(deadline) = message.deadline {
             self.bytes.extend_from_slice(&deadline.as_nanos().to_le_bytes());
@@ -385,6 +384,10 @@ impl Batch {
         }
         self.bytes.push(number as u8);
     }
+}
+
+const fn flag(is_set: bool, bit: u8) -> u8 {
+    if is_set { bit } else { 0 }
 }
 
 fn travels_shared(message: &Message<'_>) -> bool {

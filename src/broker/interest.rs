@@ -71,7 +71,7 @@ pub(crate) struct Announced {
 
 impl Announced {
     fn wanted(&self) -> u8 {
-        u8::from(self.holders > 0) * PLAIN | u8::from(self.durable > 0) * DURABLE
+        (u8::from(self.holders > 0) * PLAIN) | (u8::from(self.durable > 0) * DURABLE)
     }
 
     /// Whether nothing is held and nothing was said.

@@ -700,11 +700,10 @@ fn a_group_gets_each_message_once() {
                         continue;
                     }
                     inside[i] = !inside[i];
-                    match inside[i] {
-                        true => {
-                            world.subscribe_with(members[i], 1, &[("$share/g/t/+", QOS1)], Some(7))
-                        }
-                        false => world.unsubscribe(members[i], "$share/g/t/+"),
+                    if inside[i] {
+                        world.subscribe_with(members[i], 1, &[("$share/g/t/+", QOS1)], Some(7));
+                    } else {
+                        world.unsubscribe(members[i], "$share/g/t/+");
                     }
                 }
                 _ => world.step(&mut random),
