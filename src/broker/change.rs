@@ -182,9 +182,6 @@ pub(crate) enum Parked {
     PubRel { session: SessionKey, packet_id: PacketId },
     /// CONNACK and what follows it (H5).
     ConnAck,
-    /// A packet that is encoded already, in the version of its connection: SUBACK, UNSUBACK; then
-    /// the connection is parsed on if it was paused.
-    Encoded(Box<[u8]>),
 }
 
 impl Parked {
@@ -294,10 +291,6 @@ impl Broker {
                 Parked::Publish { session, packet_id } => self.on_assigned(now, session, packet_id),
                 Parked::PubRel { session, packet_id } => self.on_received(session, packet_id),
                 Parked::ConnAck => self.on_connect_committed(now, conn),
-                Parked::Encoded(bytes) => {
-                    self.write_encoded(conn, &bytes);
-                    self.resume(now, conn);
-                }
                 answer => self.send_parked(conn, &answer),
             }
         }
@@ -326,15 +319,6 @@ impl Broker {
         self.write(conn, &packet);
     }
 
-    fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.state == State::Online && bytes.len() <= conn.packet_size_max as usize {
-            conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
-            self.stats.packets_out += 1;
-            self.stats.bytes_out += bytes.len() as u64;
-        }
-    }
-
     /// A QoS 2 publication whose record is committed goes to its receivers (SHARDS.md J2).
     fn forward_committed(
         &mut self,
@@ -346,7 +330,7 @@ impl Broker {
     ) {
         let stored = self.messages.take(message);
         let publisher = stored.publisher.clone().unwrap_or_default();
-        let mut publication = Publication {
+        let publication = Publication {
             topic: stored.topic(),
             payload: stored.payload(),
             qos: stored.qos,
@@ -358,7 +342,7 @@ impl Broker {
             id: stored.id,
             memo: super::deliver::Memo::default(),
         };
-        let receivers = self.route(now, &mut publication);
+        let receivers = self.route(now, &publication);
         self.messages.give_back(message, stored);
         let reason = self.receipt(conn, receivers);
         self.send_parked(conn, &Parked::PubRec(packet_id, reason));

@@ -46,8 +46,6 @@ pub(crate) struct Conn {
     pub(crate) session: Option<SessionKey>,
     /// Publications of this connection that wait for a commit, with their answers.
     pub(crate) parked: u32,
-    /// Of those, QoS 2 that is not yet forwarded (SHARDS.md J2).
-    pub(crate) parked_forwards: u32,
     /// QoS 1 and 2 publications of this connection without their last answer.
     pub(crate) inbound_used: u32,
     /// The client's Maximum Packet Size.
@@ -73,8 +71,6 @@ pub(crate) struct Cold {
     pub(crate) aliases: Vec<Option<Box<str>>>,
     /// Session Expiry Interval of the CONNECT: at DISCONNECT it may not grow from 0.
     pub(crate) connect_expiry_secs: u32,
-    /// The client's Authentication Method.
-    pub(crate) authentication_method: Option<Box<str>>,
 }
 
 impl Default for Conn {
@@ -88,7 +84,6 @@ impl Default for Conn {
             problem_information: true,
             session: None,
             parked: 0,
-            parked_forwards: 0,
             inbound_used: 0,
             packet_size_max: u32::MAX,
             window: 0,
@@ -163,13 +158,7 @@ impl Conns {
         }
         let conn = &mut self.conns[index];
         debug_assert_eq!(conn.state, State::Free, "a slot is opened after it was closed");
-        let cold = Cold {
-            accepted,
-            connecting: None,
-            aliases: Vec::new(),
-            connect_expiry_secs: 0,
-            authentication_method: None,
-        };
+        let cold = Cold { accepted, connecting: None, aliases: Vec::new(), connect_expiry_secs: 0 };
         *conn = Conn {
             generation: id.generation,
             state: State::Opened,

@@ -27,7 +27,6 @@ use super::{Broker, Disconnection, Step, subscribe};
 /// A CONNECT that was read, as long as it is not answered.
 #[derive(Debug)]
 pub(crate) struct Connecting {
-    version: Version,
     client_id: Box<str>,
     is_assigned: bool,
     clean_start: bool,
@@ -108,7 +107,7 @@ impl Broker {
         if let Decision::Refuse(reason) = decision {
             return self.refuse(now, id, reason);
         }
-        let connecting = Box::new(self.to_connecting(connect));
+        let connecting = Box::new(self.read_connect(connect));
         if decision == Decision::Accept {
             return self.accept(now, id, connecting);
         }
@@ -170,7 +169,7 @@ impl Broker {
         Ok(())
     }
 
-    fn to_connecting(&mut self, connect: &Connect<'_>) -> Connecting {
+    fn read_connect(&mut self, connect: &Connect<'_>) -> Connecting {
         let properties = &connect.properties;
         let is_assigned = connect.client_id.is_empty();
         let client_id =
@@ -181,7 +180,6 @@ impl Broker {
             _ => NEVER,
         };
         Connecting {
-            version: connect.version,
             client_id,
             is_assigned,
             clean_start: connect.clean_start,
@@ -268,10 +266,9 @@ impl Broker {
         let was_durable = session.is_durable();
         session.expiry_secs = expiry_secs;
         session.ends_at = None;
-        for timer in [session.expiry_timer.take(), session.will_timer.take()] {
-            if let Some(timer) = timer {
-                self.timers.cancel(timer);
-            }
+        let waiting = [session.expiry_timer.take(), session.will_timer.take()];
+        for timer in waiting.into_iter().flatten() {
+            self.timers.cancel(timer);
         }
         // A Will still waiting is not to be sent [MQTT-3.1.3-9]; the new one takes its place.
         let had_will = session.will.take().is_some();

@@ -350,21 +350,15 @@ fn has_room(outgoing: &Outgoing, conn: &Conn) -> bool {
     outgoing.exchanges.used() < usize::from(conn.window) && conn.unsent() < OUTBOX_BYTES_MARK
 }
 
-/// Writes a stored message. None, and nothing written, when the client cannot take its size.
-fn write_stored(
-    now: Time,
-    id: ConnId,
-    conn: &mut Conn,
+/// Appends a stored message; its length.
+fn append_stored(
+    (id, conn): (ConnId, &mut Conn),
     dirty: &mut Vec<ConnId>,
     stored: &Stored,
-    queued: &Queued,
-    packet_id: PacketId,
-    dup: bool,
+    delivery: &Delivery<'_>,
 ) -> usize {
     let version = conn.version();
     let payload = stored.payload();
-    let delivery = to_delivery(now, stored, queued, packet_id, dup);
-    let len = delivery.encoded_len(version);
     conn.append(id, dirty, |outbox| {
         delivery.encode_head(version, outbox.tail());
         match payload.shared {
@@ -372,7 +366,7 @@ fn write_stored(
             None => outbox.extend_from_slice(payload.bytes),
         }
     });
-    len
+    delivery.encoded_len(version)
 }
 
 fn to_delivery<'a>(
@@ -427,9 +421,9 @@ impl Broker {
             return;
         }
         if let (Some((id, conn)), Some(queued)) = (online(conns, conn), &exchange.queued) {
-            let dirty = &mut out.dirty;
             let stored = messages.get(queued.message);
-            let len = write_stored(now, id, conn, dirty, stored, queued, packet_id, false);
+            let delivery = to_delivery(now, stored, queued, packet_id, false);
+            let len = append_stored((id, conn), &mut out.dirty, stored, &delivery);
             exchange.was_sent = true;
             stats.count_out(queued.qos, len);
         }
@@ -481,8 +475,8 @@ impl Broker {
             let Some(queued) = &exchange.queued else { return Pumped::Sent };
             let stored = messages.get(queued.message);
             let dup = exchange.was_sent;
-            let len = to_delivery(now, stored, queued, packet_id, dup).encoded_len(conn.version());
-            if len > conn.packet_size_max as usize {
+            let delivery = to_delivery(now, stored, queued, packet_id, dup);
+            if delivery.encoded_len(conn.version()) > conn.packet_size_max as usize {
                 // As if it had been sent and acknowledged [MQTT-3.1.2-25].
                 stats.dropped_too_large += 1;
                 if let Some(queued) = outgoing.exchanges.finish(index) {
@@ -490,10 +484,11 @@ impl Broker {
                 }
                 return Pumped::Sent;
             }
+            let len = append_stored((id, conn), dirty, stored, &delivery);
+            let qos = queued.qos;
             exchange.was_sent = true;
-            write_stored(now, id, conn, dirty, stored, queued, packet_id, dup);
             stats.messages_resent += u64::from(dup);
-            stats.count_out(queued.qos, len);
+            stats.count_out(qos, len);
             return Pumped::Sent;
         }
         let Some(queued) = outgoing.queue.front() else { return Pumped::Done };
@@ -518,7 +513,8 @@ impl Broker {
             let index = outgoing.exchanges.len() - 1;
             let Some(queued) = &outgoing.exchanges.get(index).queued else { return Pumped::Done };
             let stored = messages.get(message);
-            let len = write_stored(now, id, conn, dirty, stored, queued, packet_id, false);
+            let delivery = to_delivery(now, stored, queued, packet_id, false);
+            let len = append_stored((id, conn), dirty, stored, &delivery);
             stats.count_out(qos, len);
             return Pumped::Sent;
         }

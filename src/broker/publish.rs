@@ -214,11 +214,11 @@ impl Broker {
         let change = self.record_publish(&mut publication, publish.packet_id, &publisher_id);
         match publish.packet_id {
             None => {
-                self.route(now, &mut publication);
+                self.route(now, &publication);
             }
             Some(id) if publish.qos == QoS::AtLeastOnce => {
                 self.use_slot(conn, key, id, Held::No);
-                let receivers = self.route(now, &mut publication);
+                let receivers = self.route(now, &publication);
                 let reason = self.receipt(conn, receivers);
                 self.answer_publish(conn, change, Parked::PubAck(id, reason));
             }
@@ -231,7 +231,7 @@ impl Broker {
                     let forward = Parked::Forward { message, packet_id: id, session: key };
                     self.answer_publish(conn, change, forward);
                 } else {
-                    let receivers = self.route(now, &mut publication);
+                    let receivers = self.route(now, &publication);
                     let reason = self.receipt(conn, receivers);
                     self.answer_publish(conn, None, Parked::PubRec(id, reason));
                 }
@@ -276,7 +276,7 @@ impl Broker {
     }
 
     /// Gives a publication to the routing half; whether anybody receives it.
-    pub(super) fn route(&mut self, now: Time, publication: &mut Publication<'_>) -> bool {
+    pub(super) fn route(&mut self, now: Time, publication: &Publication<'_>) -> bool {
         let routed = route::publish(self, now, publication);
         if !routed.receivers {
             self.stats.messages_unmatched += 1;

@@ -160,7 +160,7 @@ impl Broker {
             memo: Memo::default(),
         };
         self.record_publish(&mut publication, None, client_id);
-        self.route(now, &mut publication);
+        self.route(now, &publication);
         self.stats.wills_published += 1;
     }
 }
