@@ -4,6 +4,7 @@
 mod bench;
 mod connect;
 mod connection;
+mod doctor;
 mod format;
 mod message;
 mod properties;
@@ -19,6 +20,8 @@ use clap::{Parser, Subcommand};
 /// Exit code for what the user can correct: a bad flag or configuration, a port or directory in
 /// use, a missing permission. (clap uses the same for flags.)
 const EXIT_USAGE: u8 = 2;
+/// Exit code for what went wrong later, or was found wrong.
+const EXIT_BROKEN: u8 = 1;
 
 /// An MQTT broker for Linux. Without a command it serves on 127.0.0.1:1883.
 #[derive(Debug, Parser)]
@@ -32,8 +35,6 @@ struct Cli {
 enum Command {
     /// Run the broker
     Serve(Box<serve::Flags>),
-    /// Put a load on a broker and say what it cost
-    Bench(bench::Flags),
     /// Publish messages
     #[command(disable_help_flag = true)]
     Pub(Box<pub_::PubFlags>),
@@ -43,6 +44,10 @@ enum Command {
     /// Publish a request and print the response
     #[command(disable_help_flag = true)]
     Rr(Box<rr::RrFlags>),
+    /// Put a load on a broker and say what it cost
+    Bench(bench::Flags),
+    /// Try what the broker needs of this machine, and say what to do about the rest
+    Doctor(doctor::Flags),
 }
 
 /// Runs the command that the process was started with.
@@ -50,6 +55,7 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         None => serve::run_default(),
         Some(Command::Serve(flags)) => serve::run(*flags),
+        Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::Bench(flags)) => bench::run(flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),

@@ -7,8 +7,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser};
 
-use super::{EXIT_USAGE, fail};
-use crate::server::config::{self, raw::Settings};
+use super::{EXIT_BROKEN, EXIT_USAGE, fail};
+use crate::limits::LISTEN_DEFAULT;
+use crate::server::config::raw::Settings;
+use crate::server::config::{self, LogFormat};
+use crate::server::{self, Failure, Ready, logging};
+
+/// Added to a signal's number for the exit code, as shells do.
+const EXIT_SIGNAL: u8 = 128;
 
 /// Every flag has a `NOCTULE_*` variable and, but for the first two, a key in the file.
 #[derive(Args, Debug)]
@@ -49,6 +55,34 @@ fn start(flags: Flags, greet: bool) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),
     };
-    let _ = (config, greet);
-    ExitCode::SUCCESS
+    logging::init(&config.log_level, config.log_format);
+    let text = config.log_format == LogFormat::Text;
+    let outcome = server::serve(&config, |ready| {
+        if greet && text {
+            say_what_to_try(ready);
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure @ Failure::Start(_)) => fail(EXIT_USAGE, failure),
+        Err(failure @ Failure::Broken(_)) => fail(EXIT_BROKEN, failure),
+        Err(failure @ Failure::Killed(signal)) => {
+            fail(EXIT_SIGNAL.saturating_add(u8::try_from(signal).unwrap_or(0)), failure)
+        }
+    }
+}
+
+fn say_what_to_try(ready: &Ready) {
+    let address = ready.listeners[0];
+    let flags = if address == LISTEN_DEFAULT {
+        String::new()
+    } else {
+        format!(" -h {} -p {}", address.ip(), address.port())
+    };
+    eprintln!(
+        "\nTry it, in two other terminals:\n  \
+         noctule sub{flags} -t 'hello/#' -v\n  \
+         noctule pub{flags} -t hello/world -m 'good evening'\n\
+         Ctrl-C stops the broker. `noctule serve --help` shows what can be set.\n"
+    );
 }

@@ -1,16 +1,33 @@
 //! Assembles a broker: configuration, sockets, data directory, shard threads, and the control
 //! thread that waits for signals.
 //!
-//! Whatever can be wrong with the machine or the
+//! [`serve`] is the whole of it, in order. Whatever can be wrong with the machine or the
 //! configuration is found before the first connection is accepted, and said in one line.
 #![forbid(unsafe_code)]
 
 pub mod affinity;
 pub mod config;
+pub mod control;
 pub mod instance;
 pub mod logging;
+pub mod signals;
+pub mod threads;
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc;
+
+use serde::Serialize;
+
+use crate::io::probe::{self, Selected};
+use crate::io::socket;
+use crate::{broker, clock, limits};
+use affinity::Plan;
+use config::{Config, Limits};
+use control::Control;
+use instance::DataDir;
+use threads::{Common, Running};
 
 /// Why a broker could not start. Its text is one line that names the thing and the fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,3 +46,193 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// Why [`serve`] did not end well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It could not start.
+    Start(StartError),
+    /// It ran, and broke.
+    Broken(String),
+    /// A second signal, of this number.
+    Killed(i32),
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(error) => error.fmt(f),
+            Self::Broken(reason) => f.write_str(reason),
+            Self::Killed(signal) => write!(f, "stopped at once by a second signal ({signal})"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a ready file says, and who waits for the broker to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// Of this process.
+    pub pid: u32,
+    /// Where it listens, ports as they are.
+    pub listeners: Vec<SocketAddr>,
+    /// `uring` or `epoll`.
+    pub io: &'static str,
+    /// How many.
+    pub shards: usize,
+}
+
+/// Runs a broker until it is told to stop. `on_ready` is called once it accepts connections.
+///
+/// # Errors
+/// When it cannot start, breaks, or is killed by a second signal.
+pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
+    let since = clock::now();
+    let (events_in, events) = mpsc::channel();
+    signals::watch(events_in.clone())
+        .map_err(|error| StartError::new(format!("cannot handle signals: {error}")))?;
+    let descriptors = socket::raise_descriptor_limit();
+    let plan = affinity::plan(config.shards, config.cpus.as_ref())?;
+    let data = DataDir::open(&config.data)?;
+    remove_ready_file(config);
+    let (addresses, listeners) = bind(config, plan.shards())?;
+    let Selected { engine, reason } =
+        probe::select(config.io).map_err(|why| StartError::new(with_doctor(&why)))?;
+    let seed = instance::random_u64()
+        .map_err(|error| StartError::new(format!("cannot get random numbers: {error}")))?;
+    let common = Common {
+        engine,
+        broker: broker_config(&config.limits, plan.shards()),
+        connect_timeout: config.limits.connect_timeout,
+        placement: data.placement(),
+        seed,
+    };
+    let Running { shards, backend, features } =
+        threads::start(&plan, &common, listeners, &events_in)?;
+
+    let ready =
+        Ready { pid: std::process::id(), listeners: addresses, io: backend, shards: plan.shards() };
+    banner(config, &ready, &plan, &features, descriptors.soft);
+    if let Some(why) = reason {
+        tracing::warn!("serving on epoll: {}", with_doctor(&why));
+    }
+    write_ready_file(config, &ready)?;
+    on_ready(&ready);
+    let stats_file = config.stats_file.clone();
+    let outcome = Control { shards, events, stats_file, since }.run();
+    remove_ready_file(config);
+    outcome
+}
+
+fn with_doctor(why: &str) -> String {
+    format!("{why} (`noctule doctor` shows more)")
+}
+
+/// Binds every listener once per shard: the addresses as they came out, and the sockets by shard,
+/// each shard's in the order of the configuration.
+fn bind(
+    config: &Config,
+    shards: usize,
+) -> Result<(Vec<SocketAddr>, Vec<Vec<TcpListener>>), StartError> {
+    let mut addresses = Vec::with_capacity(config.listeners.len());
+    let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for listener in &config.listeners {
+        let wanted = listener.address;
+        let cannot = |error| cannot_listen(wanted, &error);
+        let sockets = socket::listen(wanted, shards, limits::LISTEN_BACKLOG).map_err(cannot)?;
+        for (of_shard, socket) in by_shard.iter_mut().zip(sockets) {
+            of_shard.push(socket);
+        }
+        let bound = by_shard[0].last().expect("invariant: there is a shard, and it got a socket");
+        addresses.push(bound.local_addr().map_err(cannot)?);
+    }
+    Ok((addresses, by_shard))
+}
+
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> StartError {
+    let (what, fix) = match error.kind() {
+        ErrorKind::AddrInUse => (
+            "the address is in use".to_owned(),
+            "stop who listens there (`ss -ltnp` shows it) or choose another port with --listen",
+        ),
+        ErrorKind::PermissionDenied => (
+            "permission denied".to_owned(),
+            "choose a port from 1024 on with --listen, or allow it with `setcap \
+             cap_net_bind_service=+ep` on the binary",
+        ),
+        ErrorKind::AddrNotAvailable => (
+            "no interface of this machine has that address".to_owned(),
+            "choose one that `ip address` shows with --listen",
+        ),
+        _ => (error.to_string(), "choose another address with --listen"),
+    };
+    StartError::new(format!("cannot listen on {address}: {what}; {fix}"))
+}
+
+/// The protocol's configuration for one of `shards` shards.
+fn broker_config(limits: &Limits, shards: usize) -> broker::Config {
+    broker::Config {
+        maximum_packet_size: u32::try_from(limits.packet_size_max)
+            .expect("invariant: PACKET_SIZE_MAX fits"),
+        receive_maximum: limits.receive_maximum,
+        in_flight_max: limits.in_flight_max,
+        topic_alias_maximum: limits.topic_alias_maximum,
+        session_expiry_max_secs: limits.session_expiry_secs_max,
+        keep_alive_max_secs: limits.keep_alive_secs_max.map_or(0, u16::from),
+        queue_len_max: limits.queue_len_max,
+        queue_bytes_max: limits.queue_bytes_max,
+        subscriptions_max: limits.subscriptions_per_session_max,
+        outbox_bytes_max: limits.outbox_bytes_max,
+        memory_budget: limits.memory_budget / shards,
+        ..broker::Config::default()
+    }
+}
+
+fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descriptors: u64) {
+    use config::units::{ByteSize, Span};
+    let size = |bytes: usize| ByteSize(bytes as u64).to_string();
+    let limits = &config.limits;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = ready.pid, "noctule");
+    tracing::info!(backend = ready.io, features, "kernel interface");
+    tracing::info!(count = ready.shards, cpus = plan.describe_cpus(), "shards");
+    tracing::info!(
+        packet_size_max = size(limits.packet_size_max),
+        receive_maximum = limits.receive_maximum,
+        in_flight_max = limits.in_flight_max,
+        topic_alias_maximum = limits.topic_alias_maximum,
+        queue_len_max = limits.queue_len_max,
+        queue_bytes_max = size(limits.queue_bytes_max),
+        outbox_bytes_max = size(limits.outbox_bytes_max),
+        subscriptions_per_session_max = limits.subscriptions_per_session_max,
+        connect_timeout = %Span(limits.connect_timeout),
+        memory_budget = size(limits.memory_budget),
+        descriptors,
+        "limits"
+    );
+    tracing::info!(path = %config.data.display(), durability = "none", "data directory");
+    for address in &ready.listeners {
+        tracing::info!(%address, "listening");
+    }
+}
+
+fn write_ready_file(config: &Config, ready: &Ready) -> Result<(), StartError> {
+    let Some(path) = &config.ready_file else { return Ok(()) };
+    let json = serde_json::to_string(ready).expect("invariant: Ready is plain data");
+    instance::replace_file(path, format!("{json}\n").as_bytes()).map_err(|error| {
+        StartError::new(format!("cannot write the ready file {}: {error}", path.display()))
+    })
+}
+
+/// An old one would say that a broker serves that has gone or is not up yet.
+fn remove_ready_file(config: &Config) {
+    if let Some(path) = &config.ready_file {
+        let _ = std::fs::remove_file(path);
+    }
+}

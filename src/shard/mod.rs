@@ -319,7 +319,8 @@ impl<B: Backend> Shard<B> {
         }
     }
 
-    fn stats(&self) -> ShardStats {
+    /// A copy of all counters.
+    pub fn stats(&self) -> ShardStats {
         let mut counters = self.counters;
         counters.connections = self.conns.len() as u64;
         counters.spill_bytes = self.lanes.spill_bytes() as u64;

@@ -10,6 +10,7 @@ pub mod units;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -86,8 +87,8 @@ pub struct Limits {
     pub subscriptions_per_session_max: usize,
     /// Session Expiry Interval cap in seconds; `u32::MAX` for none.
     pub session_expiry_secs_max: u32,
-    /// Keep Alive cap in seconds; `u16::MAX` for none.
-    pub keep_alive_secs_max: u16,
+    /// Keep Alive cap in seconds, if there is one.
+    pub keep_alive_secs_max: Option<NonZeroU16>,
     /// Time for CONNECT.
     pub connect_timeout: std::time::Duration,
     /// Payload memory of the whole broker, in bytes.
@@ -240,9 +241,14 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
         )));
     }
     let keep_alive_max = written.keep_alive_max.unwrap_or(Span::NEVER);
-    if keep_alive_max.as_secs() == 0 {
-        return Err(ConfigError::new("limits.keep_alive_max is 0s; write never for no limit"));
-    }
+    // Longer than any client can ask for is no cap: none then means none.
+    let keep_alive_secs_max = match u16::try_from(keep_alive_max.as_secs()).map(NonZeroU16::new) {
+        Ok(None) => {
+            return Err(ConfigError::new("limits.keep_alive_max is 0s; write never for no limit"));
+        }
+        Ok(secs) => secs,
+        Err(_) => None,
+    };
     Ok(Limits {
         packet_size_max,
         receive_maximum: written.receive_maximum.map_or(limits::RECEIVE_MAXIMUM, u16::from),
@@ -265,7 +271,7 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
             .subscriptions_per_session_max
             .unwrap_or(limits::SUBSCRIPTIONS_PER_SESSION_MAX),
         session_expiry_secs_max: written.session_expiry_max.unwrap_or(Span::NEVER).as_secs(),
-        keep_alive_secs_max: u16::try_from(keep_alive_max.as_secs()).unwrap_or(u16::MAX),
+        keep_alive_secs_max,
         connect_timeout: connect_timeout.0,
         memory_budget: bytes_within(
             "memory_budget",

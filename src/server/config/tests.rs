@@ -102,7 +102,7 @@ fn limits_have_their_ranges() {
     }
     let text = "[limits]\nkeep_alive_max = \"2m\"\nsession_expiry_max = \"1h\"\n";
     let config = resolve(from_toml(text)).expect("holds");
-    assert_eq!(config.limits.keep_alive_secs_max, 120);
+    assert_eq!(config.limits.keep_alive_secs_max.map(u16::from), Some(120));
     assert_eq!(config.limits.session_expiry_secs_max, 3600);
 }
 
