@@ -353,12 +353,9 @@ impl<'a> Will<'a> {
         } else {
             (PublishProperties::default(), 0)
         };
-        let topic = packet.string()?;
+        let topic = topic::read_name(packet)?;
         if topic.is_empty() {
             return Err(Cause::TopicEmpty);
-        }
-        if topic::has_wildcard(topic) {
-            return Err(Cause::TopicWildcard);
         }
         let payload = packet.binary()?;
         let qos = QoS::from_bits((flags & WILL_QOS) >> 3).ok_or(Cause::WillQos)?;

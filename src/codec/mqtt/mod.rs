@@ -302,49 +302,59 @@ pub fn decode<'a>(
             Ok(Packet::Connect(connect))
         }
         (_, None) => Err(fail(Cause::ConnectExpected)),
-        (_, Some(version)) => decode_control(kind, first, &mut packet, version, side).map_err(fail),
+        (_, Some(version)) => decode_control(kind, first, packet, version, side),
     }
 }
 
-/// All but PUBLISH and the first CONNECT.
+/// All but PUBLISH and the first CONNECT. Errors are made complete here, packet by packet, so that
+/// the result is built where it goes and never copied.
 fn decode_control<'a>(
     kind: PacketKind,
     first: u8,
-    packet: &mut Reader<'a>,
+    mut packet: Reader<'a>,
     version: Version,
     side: Side,
-) -> Result<Packet<'a>, Cause> {
+) -> Result<Packet<'a>, DecodeError> {
+    let fail = |cause| DecodeError::new(kind, cause, Some(version));
+    let packet = &mut packet;
     if kind == PacketKind::Reserved || (kind == PacketKind::Auth && version != Version::V5) {
-        return Err(Cause::PacketType);
+        return Err(fail(Cause::PacketType));
     }
     if !flags_allowed(kind, first & 0x0F, version) {
-        return Err(Cause::FixedHeaderFlags);
+        return Err(fail(Cause::FixedHeaderFlags));
     }
     if !kind.may_come_to(side) {
-        return Err(Cause::Direction);
+        return Err(fail(Cause::Direction));
     }
     Ok(match kind {
-        PacketKind::Connect => return Err(Cause::SecondConnect),
-        PacketKind::Reserved | PacketKind::Publish => return Err(Cause::PacketType),
-        PacketKind::ConnAck => Packet::ConnAck(ConnAck::read(packet, version)?),
-        PacketKind::PubAck => Packet::PubAck(Ack::read(kind, packet, version)?),
-        PacketKind::PubRec => Packet::PubRec(Ack::read(kind, packet, version)?),
-        PacketKind::PubRel => Packet::PubRel(Ack::read(kind, packet, version)?),
-        PacketKind::PubComp => Packet::PubComp(Ack::read(kind, packet, version)?),
-        PacketKind::Subscribe => Packet::Subscribe(Subscribe::read(packet, version)?),
-        PacketKind::SubAck => Packet::SubAck(SubAck::read(kind, packet, version)?),
-        PacketKind::Unsubscribe => Packet::Unsubscribe(Unsubscribe::read(packet, version)?),
-        PacketKind::UnsubAck => Packet::UnsubAck(SubAck::read(kind, packet, version)?),
+        PacketKind::PubAck => Packet::PubAck(Ack::read(kind, packet, version).map_err(fail)?),
+        PacketKind::PubRec => Packet::PubRec(Ack::read(kind, packet, version).map_err(fail)?),
+        PacketKind::PubRel => Packet::PubRel(Ack::read(kind, packet, version).map_err(fail)?),
+        PacketKind::PubComp => Packet::PubComp(Ack::read(kind, packet, version).map_err(fail)?),
         PacketKind::PingReq => {
-            packet.finish()?;
+            packet.finish().map_err(fail)?;
             Packet::PingReq
         }
         PacketKind::PingResp => {
-            packet.finish()?;
+            packet.finish().map_err(fail)?;
             Packet::PingResp
         }
-        PacketKind::Disconnect => Packet::Disconnect(Disconnect::read(packet, version, side)?),
-        PacketKind::Auth => Packet::Auth(Auth::read(packet, side)?),
+        PacketKind::Subscribe => Packet::Subscribe(Subscribe::read(packet, version).map_err(fail)?),
+        PacketKind::SubAck => Packet::SubAck(SubAck::read(kind, packet, version).map_err(fail)?),
+        PacketKind::Unsubscribe => {
+            Packet::Unsubscribe(Unsubscribe::read(packet, version).map_err(fail)?)
+        }
+        PacketKind::UnsubAck => {
+            Packet::UnsubAck(SubAck::read(kind, packet, version).map_err(fail)?)
+        }
+        PacketKind::ConnAck => Packet::ConnAck(ConnAck::read(packet, version).map_err(fail)?),
+        PacketKind::Disconnect => {
+            Packet::Disconnect(Disconnect::read(packet, version, side).map_err(fail)?)
+        }
+        PacketKind::Auth => Packet::Auth(Auth::read(packet, side).map_err(fail)?),
+        PacketKind::Connect => return Err(fail(Cause::SecondConnect)),
+        // Those two have been dealt with.
+        PacketKind::Reserved | PacketKind::Publish => return Err(fail(Cause::PacketType)),
     })
 }
 

@@ -227,10 +227,7 @@ impl<'a> Publish<'a> {
             }
             dup = false;
         }
-        let topic = packet.string()?;
-        if topic::has_wildcard(topic) {
-            return Err(Cause::TopicWildcard);
-        }
+        let topic = topic::read_name(packet)?;
         let packet_id = if qos == QoS::AtMostOnce { None } else { Some(packet.packet_id()?) };
         let mut properties = PublishProperties::default();
         if version == Version::V5 {

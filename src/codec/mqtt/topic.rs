@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::error::Cause;
+use super::wire::Reader;
 use crate::limits::TOPIC_LEVELS_MAX;
 
 /// What a Shared Subscription's filter begins with.
@@ -71,9 +73,43 @@ pub struct Filter<'a> {
 }
 
 /// Whether the string contains `+` or `#`.
-#[inline]
 pub(super) fn has_wildcard(topic: &str) -> bool {
-    topic.as_bytes().iter().fold(false, |found, &byte| found | (byte == b'+') | (byte == b'#'))
+    topic.as_bytes().iter().any(|byte| matches!(byte, b'+' | b'#'))
+}
+
+/// Whether none of the bytes is a wildcard or null. Every PUBLISH is asked, and its topic is mostly
+/// longer than one block and shorter than many: blocks of a constant length become one comparison
+/// each where a plain loop stays a loop over bytes, and the last one overlaps the one before.
+#[inline]
+fn is_plain(bytes: &[u8]) -> bool {
+    fn special<const N: usize>(block: &[u8; N]) -> bool {
+        let hits = block.iter().fold(0, |hits, &byte| {
+            hits | u8::from(byte == 0) | u8::from(byte == b'+') | u8::from(byte == b'#')
+        });
+        hits != 0
+    }
+    if let Some(last) = bytes.last_chunk::<16>() {
+        let (blocks, _) = bytes.as_chunks::<16>();
+        return !blocks.iter().fold(special(last), |found, block| found | special(block));
+    }
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        return !(special(first) | special(last));
+    }
+    !bytes.iter().any(|byte| matches!(byte, 0 | b'+' | b'#'))
+}
+
+/// Reads a UTF-8 Encoded String without U+0000 and wildcards; it may be empty.
+#[inline]
+pub(super) fn read_name<'a>(packet: &mut Reader<'a>) -> Result<&'a str, Cause> {
+    let bytes = packet.binary()?;
+    let name = std::str::from_utf8(bytes).map_err(|_| Cause::Utf8)?;
+    if is_plain(bytes) {
+        Ok(name)
+    } else if bytes.contains(&0) {
+        Err(Cause::NullCharacter)
+    } else {
+        Err(Cause::TopicWildcard)
+    }
 }
 
 /// The levels of a name or filter: what is between the separators, possibly nothing.
@@ -94,9 +130,6 @@ fn check_common(topic: &str) -> Result<(), TopicError> {
     if topic.len() > usize::from(u16::MAX) {
         return Err(TopicError::TooLong);
     }
-    if topic.as_bytes().contains(&0) {
-        return Err(TopicError::NullCharacter);
-    }
     if level_count(topic) > TOPIC_LEVELS_MAX {
         return Err(TopicError::TooManyLevels);
     }
@@ -106,10 +139,11 @@ fn check_common(topic: &str) -> Result<(), TopicError> {
 /// Whether a message may be published to it. Of a decoded PUBLISH all is known to hold but the
 /// number of levels and `$share`.
 pub fn check_topic_name(topic: &str) -> Result<(), TopicError> {
-    check_common(topic)?;
-    if has_wildcard(topic) {
-        return Err(TopicError::Wildcard);
+    if !is_plain(topic.as_bytes()) {
+        let null = topic.as_bytes().contains(&0);
+        return Err(if null { TopicError::NullCharacter } else { TopicError::Wildcard });
     }
+    check_common(topic)?;
     if topic.starts_with(SHARE_PREFIX) || topic == "$share" {
         return Err(TopicError::ShareInName);
     }
@@ -120,6 +154,9 @@ pub fn check_topic_name(topic: &str) -> Result<(), TopicError> {
 /// but its clients use it.
 pub fn check_filter(filter: &str) -> Result<Filter<'_>, TopicError> {
     check_common(filter)?;
+    if filter.as_bytes().contains(&0) {
+        return Err(TopicError::NullCharacter);
+    }
     let parts = if let Some(shared) = filter.strip_prefix(SHARE_PREFIX) {
         let (name, rest) = shared.split_once('/').ok_or(TopicError::ShareFilter)?;
         if name.is_empty() || has_wildcard(name) {
@@ -279,6 +316,22 @@ mod tests {
             ("a/#", "ab"),
         ] {
             assert!(!matches(filter, topic), "{filter} {topic}");
+        }
+    }
+
+    /// Each length around the blocks, each position in it.
+    #[test]
+    fn plain_at_every_position() {
+        for len in 0..70 {
+            let mut bytes = vec![b'a'; len];
+            assert!(is_plain(&bytes));
+            for at in 0..len {
+                for special in [0, b'+', b'#'] {
+                    bytes[at] = special;
+                    assert!(!is_plain(&bytes), "{special} at {at} of {len}");
+                }
+                bytes[at] = b'a';
+            }
         }
     }
 
