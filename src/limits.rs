@@ -48,6 +48,9 @@ pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const PARKED_MAX: usize = 65_536;
 /// Wills of one shard that are due and not yet published; beyond, CONNECTs wait.
 pub const WILLS_DUE_MAX: usize = 4096;
+/// Messages of shared subscriptions that wait for another member, above which no further session
+/// ends. One session may bring as many more as its queue and window hold.
+pub const MOVES_MAX: usize = 4096;
 /// Topic aliases that a client may define on one connection.
 pub const TOPIC_ALIAS_MAX: u16 = 32;
 

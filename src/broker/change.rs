@@ -238,6 +238,11 @@ impl Changes {
         (self.last > self.committed).then_some(self.last)
     }
 
+    /// The number of the last change.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Whether a publisher has to wait before it may park one more answer.
     pub(crate) fn is_full(&self) -> bool {
         self.parked.len() >= PARKED_MAX

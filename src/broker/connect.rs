@@ -80,7 +80,7 @@ impl Broker {
         connect: &Connect<'_>,
         len: usize,
     ) -> Step {
-        if self.wills.is_full() {
+        if self.must_sources_wait() {
             self.conns.set_waiting(id);
             return Step::Wait;
         }
@@ -206,6 +206,7 @@ impl Broker {
 
     /// The client may connect: it gets its session.
     fn accept(&mut self, now: Time, id: ConnId, mut connecting: Box<Connecting>) -> Step {
+        let changes = self.changes.last();
         let existing = self.sessions.find(&connecting.client_id);
         if let Some(old) = existing.and_then(|key| self.sessions.get(key)).and_then(|s| s.conn) {
             if self.accepted_at(id) < self.accepted_at(old) {
@@ -231,24 +232,19 @@ impl Broker {
         if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
             cold.connecting = Some(connecting);
         }
-        match self.changes.pending().filter(|_| self.is_durable(key)) {
-            Some(change) => {
-                self.conns.set_state(id, State::Deciding);
-                self.changes.park(change, id, Parked::ConnAck);
-                self.pause(id);
-                Step::Pause
-            }
-            None => self.welcome(now, id),
+        if self.changes.last() == changes {
+            return self.welcome(now, id);
         }
+        // What CONNACK says of the session is to be as durable as that.
+        self.conns.set_state(id, State::Deciding);
+        self.changes.park(self.changes.last(), id, Parked::ConnAck);
+        self.pause(id);
+        Step::Pause
     }
 
     fn accepted_at(&self, id: ConnId) -> Time {
         let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
         cold.map_or(Time::ZERO, |cold| cold.accepted.at)
-    }
-
-    fn is_durable(&self, key: SessionKey) -> bool {
-        self.sessions.get(key).is_some_and(super::session::Session::is_durable)
     }
 
     /// The older connection of a client is told [MQTT-3.1.4-3] and closed; its Will is judged.
@@ -528,7 +524,9 @@ impl Broker {
         let (expiry_secs, ends) = (session.expiry_secs, session.expiry_secs == 0);
         let delay_secs = session.will.as_ref().map(|will| will.delay_secs);
         match (leaving, delay_secs) {
-            (_, None) | (Leaving::Shutdown, _) => {}
+            (_, None) => {}
+            // It is recorded, or lost with the session; nobody is there to hear it.
+            (Leaving::Shutdown, Some(_)) => session.will = None,
             (Leaving::Normal, Some(_)) => self.delete_will(key),
             // The end of the session publishes it, and is no later (3.1.3.2.2).
             (_, Some(0)) => self.publish_will(now, key),
@@ -572,7 +570,8 @@ impl Broker {
         self.publish_will(now, key);
         subscribe::end_session(self, now, key);
         let Some(mut session) = self.sessions.remove(key) else { return };
-        self.stats.dropped_session_ended += session.release_messages(&mut self.messages);
+        self.give_up_messages(&mut session);
+        self.run_moves(now);
         self.stats.sessions_ended += 1;
         if self.changes.is_enabled() {
             // Also of one that was not durable at its end: it may have been before.
@@ -584,7 +583,7 @@ impl Broker {
     /// All deadlines up to `now`, a bounded number of them.
     pub(super) fn run_timers(&mut self, now: Time) {
         for _ in 0..crate::limits::DEFERRED_PER_TICK {
-            if self.wills.is_full() {
+            if self.must_sources_wait() {
                 return;
             }
             let Some(due) = self.timers.pop(now) else { return };

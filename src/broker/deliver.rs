@@ -27,6 +27,7 @@ use super::inflight::Stage;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Stored};
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
+use super::shared_sub::GroupId;
 use super::{Broker, replay};
 
 /// An Application Message on its way to its receivers.
@@ -100,6 +101,8 @@ pub(crate) struct Terms<'a> {
     /// The flag to be sent.
     pub(crate) retain: bool,
     pub(crate) subscription_ids: &'a [u32],
+    /// The shared subscription's group, if it is one.
+    pub(crate) group: Option<GroupId>,
 }
 
 /// Seconds left, as they are sent: rounded up, so that an untouched interval arrives as it was.
@@ -309,6 +312,7 @@ fn to_window_or_queue(
         qos,
         retain: terms.retain,
         subscription_ids: SubscriptionIds::new(terms.subscription_ids),
+        group: terms.group,
     };
     if let Some((id, conn)) = online(conns, session.conn)
         && has_room(outgoing, conn)

@@ -337,7 +337,13 @@ mod tests {
 
     fn queued() -> Queued {
         let subscription_ids = SubscriptionIds::None;
-        Queued { message: key(), qos: QoS::ExactlyOnce, retain: false, subscription_ids }
+        Queued {
+            message: key(),
+            qos: QoS::ExactlyOnce,
+            retain: false,
+            subscription_ids,
+            group: None,
+        }
     }
 
     fn id(n: u16) -> PacketId {

@@ -9,7 +9,7 @@
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
 //! (outbound), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
-//! `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
+//! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` and `entry`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
@@ -25,6 +25,7 @@ pub(crate) mod entry;
 pub(crate) mod inflight;
 pub(crate) mod interest;
 pub(crate) mod message;
+pub(crate) mod moving;
 mod publish;
 pub(crate) mod queue;
 pub(crate) mod replay;
@@ -247,6 +248,7 @@ pub struct Broker {
     pub(crate) variants: deliver::Variants,
     pub(crate) publishing: publish::Publishing,
     pub(crate) wills: will::Wills,
+    pub(crate) moves: moving::Moves,
     pub(crate) timers: timers::Timers,
     pub(crate) changes: change::Changes,
     pub(crate) assigner: connect::Assigner,
@@ -284,6 +286,7 @@ impl Broker {
             variants: deliver::Variants::default(),
             publishing: publish::Publishing::default(),
             wills: will::Wills::default(),
+            moves: moving::Moves::default(),
             timers: timers::Timers::default(),
             changes: change::Changes::new(place.shard, config.record_changes),
             assigner: connect::Assigner::new(seed),
@@ -365,7 +368,7 @@ impl Broker {
         match self.conns.state(conn) {
             Some(conn::State::Opened) => self.refuse_undecoded(now, conn, error),
             Some(conn::State::Online) => self.disconnect(now, conn, error.reason),
-            _ => Step::Close,
+            _ => self.close_silently(now, conn),
         }
     }
 
@@ -394,9 +397,15 @@ impl Broker {
         }
     }
 
+    /// Whether what would bring further Wills or moves has to wait (SHARDS.md L5).
+    pub(crate) fn must_sources_wait(&self) -> bool {
+        self.wills.is_full() || self.moves.is_full()
+    }
+
     /// Something that sources wait for has moved: all of them try again.
     pub(crate) fn handle_progress(&mut self, now: Time) {
         self.run_committed(now);
+        self.run_moves(now);
         self.run_due_wills(now);
         self.conns.resume_waiting(now, &mut self.out.resume);
     }
@@ -404,6 +413,8 @@ impl Broker {
     /// All deadlines up to `now`, a bounded number per call.
     pub fn handle_timeouts(&mut self, now: Time) {
         self.wills.start_tick();
+        self.moves.start_tick();
+        self.run_moves(now);
         self.run_due_wills(now);
         self.run_timers(now);
         subscribe::lower_interest(self, now);
@@ -413,18 +424,19 @@ impl Broker {
 
     /// When [`Broker::handle_timeouts`] has something to do next.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.wills.is_ready() || self.replays.is_ready() {
+        if self.wills.is_ready() || self.moves.is_ready() || self.replays.is_ready() {
             return Some(Time::ZERO);
         }
+        // What is due may have to wait for a lane; then that wakes us, not the clock.
+        let timers = self.timers.next_deadline().filter(|_| !self.must_sources_wait());
         let routing = [self.interest.next_deadline(), self.retained.next_deadline()];
-        routing.into_iter().chain([self.timers.next_deadline()]).flatten().min()
+        routing.into_iter().chain([timers]).flatten().min()
     }
 
     /// All changes with numbers up to `change` are durable.
     pub fn handle_committed(&mut self, now: Time, change: u64) {
         self.changes.committed(change);
-        self.run_committed(now);
-        self.conns.resume_waiting(now, &mut self.out.resume);
+        self.handle_progress(now);
     }
 
     /// The decision that [`Decision::Later`] announced. A connection that is gone is ignored.

@@ -139,6 +139,9 @@ impl Broker {
         if self.messages.bytes() > self.config.memory_budget {
             return Some(ReasonCode::QUOTA_EXCEEDED);
         }
+        if is_reserved(topic) {
+            return Some(ReasonCode::TOPIC_NAME_INVALID);
+        }
         let session = self.sessions.get(key)?;
         let allowed = self.auth.may_publish(&session.client_id, topic);
         (!allowed).then_some(ReasonCode::NOT_AUTHORIZED)
@@ -154,16 +157,17 @@ impl Broker {
         publish: &Publish<'_>,
         reason: ReasonCode,
     ) -> Step {
+        let is_ours = reason == ReasonCode::QUOTA_EXCEEDED;
         let Some(id) = publish.packet_id else {
-            match reason {
-                ReasonCode::NOT_AUTHORIZED => self.stats.dropped_not_authorized += 1,
-                _ => self.stats.dropped_memory += 1,
+            match is_ours {
+                true => self.stats.dropped_memory += 1,
+                false => self.stats.dropped_not_authorized += 1,
             }
             return Step::Next;
         };
         self.stats.publishes_refused += 1;
         let is_v5 = self.version(conn) == Version::V5;
-        if !is_v5 && reason != ReasonCode::NOT_AUTHORIZED {
+        if !is_v5 && is_ours {
             return self.disconnect(now, conn, reason);
         }
         if publish.qos == QoS::AtLeastOnce {
@@ -386,6 +390,11 @@ impl Broker {
     pub(super) fn version(&self, conn: ConnId) -> Version {
         self.conns.get(conn).map_or(Version::V311, super::conn::Conn::version)
     }
+}
+
+/// Topics that only the server publishes to (4.7.2), or that are filters in truth.
+pub(super) fn is_reserved(topic: &str) -> bool {
+    topic.starts_with("$SYS/") || topic.starts_with("$share/")
 }
 
 /// The last `len` bytes of a frame, which are its payload.

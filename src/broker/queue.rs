@@ -10,6 +10,7 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 
 use super::message::{MessageKey, Messages};
+use super::shared_sub::GroupId;
 
 /// The Subscription Identifiers that a delivery carries; nearly always none or one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub(crate) struct Queued {
     /// Retain flag that it is delivered with.
     pub(crate) retain: bool,
     pub(crate) subscription_ids: SubscriptionIds,
+    /// The group that it was picked for, if that is how the session came by it.
+    pub(crate) group: Option<GroupId>,
 }
 
 /// The queue of one session.
@@ -163,7 +166,7 @@ mod tests {
             publisher: None,
         });
         let subscription_ids = SubscriptionIds::None;
-        Queued { message, qos: QoS::AtLeastOnce, retain: false, subscription_ids }
+        Queued { message, qos: QoS::AtLeastOnce, retain: false, subscription_ids, group: None }
     }
 
     fn offer(

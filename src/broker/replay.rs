@@ -450,7 +450,11 @@ fn deliver_value(
     if subscription.options.no_local && *owner.client_id == *publication.publisher_id {
         return;
     }
-    let terms =
-        Terms { qos: subscription.options.qos, retain: true, subscription_ids: subscription.ids() };
+    let terms = Terms {
+        qos: subscription.options.qos,
+        retain: true,
+        subscription_ids: subscription.ids(),
+        group: None,
+    };
     deliver::to_session(broker, now, session, publication, &terms);
 }

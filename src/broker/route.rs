@@ -320,7 +320,7 @@ fn to_plain(broker: &mut Broker, now: Time, publication: &Publication<'_>, match
         }
         let Some(qos) = qos else { continue };
         let retain = publication.retain && keeps_retain;
-        let terms = Terms { qos, retain, subscription_ids: &ids };
+        let terms = Terms { qos, retain, subscription_ids: &ids, group: None };
         deliver::to_session(broker, now, session, publication, &terms);
     }
     broker.routing.ids = ids;
@@ -355,6 +355,7 @@ fn to_terms<'a>(publication: &Publication<'_>, subscription: &'a Subscription) -
         // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
         retain: publication.retain && subscription.options.retain_as_published,
         subscription_ids: subscription.ids(),
+        group: None,
     }
 }
 
@@ -365,7 +366,7 @@ fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, grou
         broker.stats.dropped_no_member += 1;
         return;
     };
-    let terms = to_terms(publication, &member.subscription);
+    let terms = Terms { group: Some(group), ..to_terms(publication, &member.subscription) };
     deliver::to_session(broker, now, member.session, publication, &terms);
 }
 

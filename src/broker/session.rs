@@ -13,7 +13,6 @@ use crate::clock::Time;
 use crate::ids::ConnId;
 
 use super::inflight::{Inbound, Outbound};
-use super::message::Messages;
 use super::queue::Queue;
 use super::subscribe::SessionSubscriptions;
 use super::timers::TimerKey;
@@ -60,18 +59,6 @@ impl Session {
     /// Whether it outlives its connection, and so a restart.
     pub(crate) fn is_durable(&self) -> bool {
         self.expiry_secs > 0
-    }
-
-    /// Gives back the messages that it holds.
-    pub(crate) fn release_messages(&mut self, messages: &mut Messages) -> u64 {
-        let Some(mut outgoing) = self.outgoing.take() else { return 0 };
-        let exchanges = outgoing.exchanges.drain().filter_map(|exchange| exchange.queued);
-        let mut count = 0;
-        for queued in exchanges.chain(outgoing.queue.drain()) {
-            messages.release(queued.message);
-            count += 1;
-        }
-        count
     }
 }
 

@@ -17,6 +17,7 @@ use crate::limits::{DEFERRED_PER_TICK, WILLS_DUE_MAX};
 use super::change::Record;
 use super::deliver::{Memo, Publication};
 use super::message::Payload;
+use super::publish::is_reserved;
 use super::session::SessionKey;
 use super::{Broker, Wait, route};
 
@@ -142,7 +143,7 @@ impl Broker {
 
     fn publish_due(&mut self, now: Time, due: &Due) {
         let Due { client_id, session, will } = due;
-        if !self.auth.may_publish(client_id, &will.topic) {
+        if is_reserved(&will.topic) || !self.auth.may_publish(client_id, &will.topic) {
             self.stats.dropped_not_authorized += 1;
             return;
         }

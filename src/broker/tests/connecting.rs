@@ -374,9 +374,10 @@ fn publishing_without_the_right() {
 #[test]
 fn shutdown_tells_everybody_and_publishes_no_will() {
     let mut world = World::new(1);
+    let (client, _) = world.join(&Connect { will: will("t", "x", 0), ..hello(Version::V5, "c") });
+    // It is told after the client, so it would hear of the Will.
     let (watcher, _) = world.join(&hello(Version::V311, "w"));
     world.subscribe(watcher, "#", QoS::AtMostOnce);
-    let (client, _) = world.join(&Connect { will: will("t", "x", 0), ..hello(Version::V5, "c") });
     let early = world.open(0, Version::V5);
     let now = world.now;
     world.brokers[0].handle_shutdown(now);

@@ -136,7 +136,7 @@ fn what_the_server_does_not_support() {
 /// [MQTT-3.3.2-9], [MQTT-3.3.2-10], [MQTT-3.3.2-12], PITFALLS 50
 #[test]
 fn topic_aliases() {
-    let mut world = World::new(1);
+    let mut world = World::new(2);
     let (watcher, _) = world.join(&hello(Version::V5, "w"));
     world.subscribe(watcher, "#", QoS::AtMostOnce);
     let (client, _) = world.join(&stay(Version::V5, "c"));
@@ -278,7 +278,7 @@ fn maximum_packet_size() {
 /// PITFALLS 38, 57: what travels and what does not.
 #[test]
 fn properties_travel_and_dup_does_not() {
-    let mut world = World::new(1);
+    let mut world = World::new(2);
     let (publisher, _) = world.join(&hello(Version::V5, "p"));
     let (five, _) = world.join(&hello(Version::V5, "five"));
     let (three, _) = world.join(&hello(Version::V311, "three"));
@@ -381,10 +381,54 @@ fn bounds_of_the_queue_and_of_memory() {
     assert_eq!(world.brokers[0].stats().dropped_memory, 3);
 }
 
+/// PITFALLS 52, 83: what looks like the server's own, or like a filter, is not published.
+#[test]
+fn reserved_topics() {
+    for (version, reason) in
+        [(Version::V311, ReasonCode::SUCCESS), (Version::V5, ReasonCode::TOPIC_NAME_INVALID)]
+    {
+        let mut world = World::new(1);
+        let (client, _) = world.join(&hello(version, "c"));
+        world.subscribe(client, "$SYS/#", QoS::AtMostOnce);
+        for topic in ["$SYS/broker", "$share/g/t"] {
+            world.publish(client, topic, "x", QoS::AtMostOnce, 0);
+            world.publish(client, topic, "x", QoS::AtLeastOnce, 1);
+            assert_eq!(world.take(client), [Got::PubAck(1, reason)]);
+        }
+    }
+}
+
+/// [MQTT-4.8.2-5], SHARDS.md S4, PITFALLS 73: at the end of a member's session, what it did not
+/// finish moves; QoS 2 that was sent does not.
+#[test]
+fn messages_move_to_another_member() {
+    for shards in [1, 2] {
+        let mut world = World::new(shards);
+        let (publisher, _) = world.join(&hello(Version::V5, "p"));
+        let mut connect = hello(Version::V5, "");
+        connect.properties.receive_maximum = Some(2);
+        connect.client_id = "first";
+        let (first, _) = world.join(&connect);
+        world.subscribe(first, "$share/g/t", QoS::ExactlyOnce);
+        for (n, qos) in [(1, QoS::ExactlyOnce), (2, QoS::AtLeastOnce), (3, QoS::ExactlyOnce)] {
+            world.publish(publisher, "t", &n.to_string(), qos, n);
+        }
+        let id = world.id_on(shards - 1, 0);
+        let (second, _) = world.join(&hello(Version::V5, &id));
+        world.subscribe(second, "$share/g/t", QoS::ExactlyOnce);
+        assert_eq!(world.take(first).len(), 2);
+        world.cut(first);
+        let got = world.take_messages(second);
+        let got: Vec<(&[u8], u8, bool)> = got.iter().map(|m| (&*m.payload, m.qos, m.dup)).collect();
+        assert_eq!(got, [(&b"2"[..], 1, false), (&b"3"[..], 2, false)]);
+        assert_eq!(world.brokers.iter().map(|b| b.message_bytes()).sum::<usize>(), 0);
+    }
+}
+
 /// Large payloads are shared between receivers, small ones copied: the bytes are the same.
 #[test]
 fn large_payloads() {
-    let mut world = World::new(1);
+    let mut world = World::new(2);
     let (publisher, _) = world.join(&hello(Version::V5, "p"));
     let subscribers: Vec<Client> = (0..6)
         .map(|n| {
@@ -403,5 +447,5 @@ fn large_payloads() {
             assert!(got.len() == 1 && got[0].payload == payload, "{len}");
         }
     }
-    assert_eq!(world.brokers[0].message_bytes(), 0);
+    assert_eq!(world.brokers[0].message_bytes() + world.brokers[1].message_bytes(), 0);
 }

@@ -1,0 +1,110 @@
+//! Messages of shared subscriptions that have to find another member (SHARDS.md S4).
+//!
+//! When a session ends, what it was picked for and has not answered moves to another member of the
+//! group: QoS 1, and everything that was not sent yet. QoS 2 that was sent never does
+//! [MQTT-4.8.2-5], nor what was answered with an error [MQTT-4.8.2-6], which is finished. The
+//! messages wait here, and a bounded number per tick goes on (L5).
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use crate::clock::Time;
+use crate::codec::mqtt::QoS;
+use crate::limits::{DEFERRED_PER_TICK, MOVES_MAX};
+
+use super::deliver::{Memo, Publication};
+use super::message::MessageKey;
+use super::session::Session;
+use super::shared_sub::GroupId;
+use super::{Broker, Wait, route};
+
+/// Messages that are to move, each with its reference.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    waiting: VecDeque<(GroupId, MessageKey)>,
+    /// Moved since the tick began.
+    moved: usize,
+    /// The first waits for a lane.
+    blocked: bool,
+}
+
+impl Moves {
+    /// A tick begins: as many as it may move may be moved.
+    pub(crate) fn start_tick(&mut self) {
+        self.moved = 0;
+    }
+
+    /// Whether some can go on in the next tick.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.waiting.is_empty() && !self.blocked
+    }
+
+    /// Whether what would end further sessions has to wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting.len() >= MOVES_MAX
+    }
+}
+
+impl Broker {
+    /// A session has ended: what it held for its groups is to move, the rest is dropped.
+    pub(super) fn give_up_messages(&mut self, session: &mut Session) {
+        let Some(mut outgoing) = session.outgoing.take() else { return };
+        let exchanges = outgoing.exchanges.drain().filter_map(|exchange| {
+            let was_sent = exchange.was_sent;
+            exchange.queued.map(|queued| (queued, was_sent))
+        });
+        let queued = outgoing.queue.drain().map(|queued| (queued, false));
+        for (queued, was_sent) in exchanges.chain(queued) {
+            match queued.group {
+                Some(group) if !was_sent || queued.qos == QoS::AtLeastOnce => {
+                    self.moves.waiting.push_back((group, queued.message));
+                }
+                _ => {
+                    self.messages.release(queued.message);
+                    self.stats.dropped_session_ended += 1;
+                }
+            }
+        }
+    }
+
+    /// Moves what waits, as far as this tick and the lanes allow.
+    pub(crate) fn run_moves(&mut self, now: Time) {
+        self.moves.blocked = false;
+        let were_full = self.moves.is_full();
+        while self.moves.moved < DEFERRED_PER_TICK {
+            let Some(&(group, key)) = self.moves.waiting.front() else { break };
+            if route::may_publish(self, self.messages.get(key).topic()) == Err(Wait) {
+                self.moves.blocked = true;
+                return;
+            }
+            self.moves.waiting.pop_front();
+            self.moves.moved += 1;
+            self.move_one(now, group, key);
+        }
+        if were_full && !self.moves.is_full() {
+            self.conns.resume_waiting(now, &mut self.out.resume);
+        }
+    }
+
+    fn move_one(&mut self, now: Time, group: GroupId, key: MessageKey) {
+        // The publication borrows its parts from the arena, which deliveries change.
+        let stored = self.messages.get(key);
+        let topic: Box<str> = stored.topic().into();
+        let forwarded: Box<[u8]> = stored.forwarded().into();
+        let payload = stored.payload().to_shared();
+        let publication = Publication {
+            topic: &topic,
+            payload: super::message::Payload { bytes: &payload, shared: Some(&payload) },
+            qos: stored.qos,
+            retain: false,
+            deadline: stored.deadline,
+            forwarded: &forwarded,
+            publisher: None,
+            publisher_id: "",
+            id: stored.id,
+            memo: Memo::stored_as(key),
+        };
+        route::to_group(self, now, &publication, group, false);
+        self.messages.release(key);
+    }
+}
