@@ -190,3 +190,18 @@ fn versions_may_change() {
     assert_eq!(got[0], Got::ConnAck { session_present: true, reason: ReasonCode::SUCCESS });
     assert_eq!(seen(&got[1..]), list(&[("1", 1, true)]));
 }
+
+/// [MQTT-3.10.4-3], PITFALLS 75: what was begun for a filter is finished after UNSUBSCRIBE.
+#[test]
+fn unsubscribing_ends_no_exchange() {
+    let mut world = World::new(1);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "t", QoS::AtLeastOnce);
+    world.publish(publisher, "t", "1", QoS::AtLeastOnce, 1);
+    world.unsubscribe(subscriber, "t");
+    world.publish(publisher, "t", "2", QoS::AtLeastOnce, 2);
+    world.cut(subscriber);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    assert_eq!(seen(&world.take(subscriber)), list(&[("1", 1, true)]));
+}
