@@ -23,6 +23,10 @@ use crate::codec::mqtt::{
 };
 
 const TIME_OVER: &str = "the time (-W) is over";
+/// With `--retained-only --remove-retained`: once all deletions have come back, how long another
+/// retained message may take. A broker may send them in several pieces, and nothing says which is
+/// the last.
+const QUIET: Duration = Duration::from_millis(500);
 /// Between tries to connect again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -125,6 +129,8 @@ fn subscribe(flags: &SubFlags) -> Result<(), Failure> {
         out: Vec::new(),
         printed: 0,
         subscribed: false,
+        deleted: 0,
+        quiet_until: None,
         ended: None,
         failure: None,
     };
@@ -148,15 +154,19 @@ fn drive(
     let mut timed_out = false;
     loop {
         while connection.is_open() {
+            let wake = [until, subscriber.quiet_until].into_iter().flatten().min();
             let turn = connection
-                .turn(until, None, &mut |client, event| subscriber.on_event(client, event))?;
+                .turn(wake, None, &mut |client, event| subscriber.on_event(client, event))?;
             // Acknowledgements leave in the next turn, after what they acknowledge.
             if !write_out(&mut subscriber.out)? {
                 subscriber.stop(&mut connection.client);
             }
-            if turn.interrupted {
+            let now = clock::now();
+            let quiet = subscriber.quiet_until.is_some_and(|quiet| now >= quiet);
+            if turn.interrupted || quiet {
+                subscriber.quiet_until = None;
                 subscriber.stop(&mut connection.client);
-            } else if until.is_some_and(|until| clock::now() >= until) && !timed_out {
+            } else if until.is_some_and(|until| now >= until) && !timed_out {
                 timed_out = true;
                 subscriber.stop(&mut connection.client);
             }
@@ -222,6 +232,9 @@ struct Subscriber<'a> {
     printed: u64,
     /// Whether the broker has ever acknowledged the subscriptions.
     subscribed: bool,
+    /// Retained messages that were deleted, and whose deletion has not come back.
+    deleted: u64,
+    quiet_until: Option<Time>,
     ended: Option<Ended>,
     failure: Option<Failure>,
 }
@@ -327,6 +340,13 @@ impl Subscriber<'_> {
     /// Prints it unless the flags say no; whether it was the last one.
     fn print(&mut self, client: &mut Client, publish: &Publish<'_>, now: Time) -> bool {
         let flags = self.flags;
+        if flags.remove_retained && publish.payload.is_empty() && self.deleted > 0 {
+            self.deleted -= 1;
+            if flags.retained_only && self.deleted == 0 {
+                self.quiet_until = Some(now + QUIET);
+            }
+            return false;
+        }
         if flags.retained_only && !publish.retain {
             return true;
         }
@@ -336,8 +356,12 @@ impl Subscriber<'_> {
         if flags.remove_retained && publish.retain && !publish.payload.is_empty() {
             // At QoS 0: no window can be full. A server that refuses it says so by itself.
             let message = Message::new(publish.topic, b"", QoS::AtMostOnce);
-            if let Err(error) = client.publish(now, &Message { retain: true, ..message }) {
-                eprintln!("noctule: cannot delete {:?}: {error}", publish.topic);
+            match client.publish(now, &Message { retain: true, ..message }) {
+                Ok(_) => {
+                    self.deleted += 1;
+                    self.quiet_until = None;
+                }
+                Err(error) => eprintln!("noctule: cannot delete {:?}: {error}", publish.topic),
             }
         }
         if flags.no_retained && publish.retain {
