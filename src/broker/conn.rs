@@ -14,7 +14,7 @@ use crate::ids::ConnId;
 use super::connect::Connecting;
 use super::session::SessionKey;
 use super::timers::TimerKey;
-use super::{Accepted, Broker, Outputs, Stats};
+use super::{Accepted, Broker, Dirty, Outputs, Stats};
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,14 +126,17 @@ impl Conn {
     pub(crate) fn append(
         &mut self,
         id: ConnId,
-        dirty: &mut Vec<ConnId>,
+        dirty: &mut Dirty,
         write: impl FnOnce(&mut OutBuf),
     ) {
         let before = self.outbox.len();
+        if before == 0 && self.outbox.capacity() == 0 {
+            self.outbox = dirty.spare.pop().unwrap_or_default();
+        }
         write(&mut self.outbox);
         let added = self.outbox.len() - before;
         if before == 0 && added > 0 {
-            dirty.push(id);
+            dirty.conns.push(id);
         }
         self.unsent += added;
     }

@@ -28,7 +28,7 @@ use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Store
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::GroupId;
-use super::{Broker, replay};
+use super::{Broker, Dirty, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -226,7 +226,7 @@ impl Variant {
         &self,
         id: ConnId,
         conn: &mut Conn,
-        dirty: &mut Vec<ConnId>,
+        dirty: &mut Dirty,
         packet_id: Option<PacketId>,
         shared: Option<Bytes>,
     ) {
@@ -357,7 +357,7 @@ fn has_room(outgoing: &Outgoing, conn: &Conn) -> bool {
 /// Appends a stored message; its length.
 fn append_stored(
     (id, conn): (ConnId, &mut Conn),
-    dirty: &mut Vec<ConnId>,
+    dirty: &mut Dirty,
     stored: &Stored,
     delivery: &Delivery<'_>,
 ) -> usize {

@@ -195,11 +195,21 @@ impl Batch {
     }
 }
 
+/// Connections that have something to send.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Each once since its outbox was last empty.
+    pub conns: Vec<ConnId>,
+    /// Empty buffers that the shard gives back after use. An outbox has none of its own until it
+    /// has something to hold, so an idle connection costs no buffer, and a busy one no allocation.
+    pub spare: Vec<OutBuf>,
+}
+
 /// What must leave; the shard drains each list once per tick.
 #[derive(Debug, Default)]
 pub struct Outputs {
     /// Connections whose outbox went from empty to not empty.
-    pub dirty: Vec<ConnId>,
+    pub dirty: Dirty,
     /// Connections to flush, shut down and close.
     pub close: Vec<ConnId>,
     /// Connections to parse on.
@@ -213,7 +223,7 @@ pub struct Outputs {
 impl Outputs {
     /// Whether there is nothing to drain.
     pub fn is_empty(&self) -> bool {
-        self.dirty.is_empty()
+        self.dirty.conns.is_empty()
             && self.close.is_empty()
             && self.resume.is_empty()
             && self.changes.is_empty()

@@ -277,7 +277,7 @@ impl World {
 
     fn flush(&mut self, shard: usize) {
         let broker = &mut self.brokers[shard];
-        broker.out.dirty.clear();
+        broker.out.dirty.conns.clear();
         for link in self.links.iter_mut().filter(|link| link.shard == shard && !link.closed) {
             let closing = broker.out.close.contains(&link.conn);
             if link.stalled && !closing {

@@ -41,11 +41,11 @@ impl<B: Backend> Shard<B> {
     }
 
     fn flush_outboxes(&mut self) {
-        let mut dirty = std::mem::take(&mut self.broker.out.dirty);
+        let mut dirty = std::mem::take(&mut self.broker.out.dirty.conns);
         for id in dirty.drain(..) {
             self.send_outbox(id);
         }
-        self.broker.out.dirty = dirty;
+        self.broker.out.dirty.conns = dirty;
         let mut sendable = std::mem::take(&mut self.sendable);
         for id in sendable.drain(..) {
             self.send_outbox(id);
@@ -64,7 +64,7 @@ impl<B: Backend> Shard<B> {
         if outbox.is_empty() {
             return;
         }
-        let plaintext = std::mem::replace(outbox, self.spare.pop().unwrap_or_default());
+        let plaintext = std::mem::take(outbox);
         conn.sending = plaintext.len();
         let wire = conn.transport.seal(plaintext);
         self.counters.sends += 1;
@@ -91,12 +91,7 @@ impl<B: Backend> Shard<B> {
         match conn.stage {
             Stage::Live => {
                 self.broker.handle_sent(self.now, id, sent);
-                let outbox = self.broker.outbox(id);
-                if outbox.is_empty() {
-                    // An idle connection keeps no buffer.
-                    let idle = std::mem::take(outbox);
-                    self.keep_spare(idle);
-                } else {
+                if !self.broker.outbox(id).is_empty() {
                     self.sendable.push(id);
                 }
             }
@@ -106,10 +101,11 @@ impl<B: Backend> Shard<B> {
     }
 
     fn keep_spare(&mut self, mut buf: OutBuf) {
-        if buf.capacity() > 0 && self.spare.len() < SPARE_BUFFERS {
+        let spare = &mut self.broker.out.dirty.spare;
+        if buf.capacity() > 0 && spare.len() < SPARE_BUFFERS {
             buf.clear();
             buf.shrink(SPARE_BUFFER_BYTES);
-            self.spare.push(buf);
+            spare.push(buf);
         }
     }
 

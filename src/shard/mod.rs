@@ -23,7 +23,6 @@ pub use control::{ControlMessage, LoopCounters, ShardStats};
 pub use lanes::Parcel;
 
 use crate::broker::{self, Broker, Disconnection};
-use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::io::{Backend, Completion, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker};
@@ -98,7 +97,6 @@ pub struct Shard<B: Backend> {
     takeovers: Vec<(ConnId, ConnId)>,
     /// Connections whose send has ended while more was waiting.
     sendable: Vec<ConnId>,
-    spare: Vec<OutBuf>,
     completions: Vec<Completion>,
     counters: LoopCounters,
 }
@@ -139,7 +137,6 @@ impl<B: Backend> Shard<B> {
             linger_deadlines: Deadlines::new(CLOSE_LINGER),
             takeovers: Vec::new(),
             sendable: Vec::new(),
-            spare: Vec::new(),
             completions: Vec::new(),
             counters: LoopCounters::default(),
         }
