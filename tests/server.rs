@@ -326,11 +326,16 @@ fn counters_come_at_sigusr1_and_at_exit() {
         let bytes = eventually(|| std::fs::read(&stats).ok());
         serde_json::from_slice(&bytes).expect("JSON")
     };
+    let mut stranger = Wire::open(served.addr());
+    stranger.send_hex("00 00");
+    stranger.expect_closed();
     let first = report(true);
     assert_eq!(first["pid"], served.child.id());
     assert_eq!(first["shards"].as_array().expect("a list").len(), 2);
-    assert_eq!(first["total"]["loop"]["accepted"], 3);
-    assert_eq!(first["total"]["loop"]["connections"], 3);
+    assert_eq!(first["total"]["loop"]["accepted"], 4);
+    assert_eq!(first["total"]["broker"]["connects_accepted"], 3);
+    let errors = first["total"]["decode_errors"].as_object().expect("counters");
+    assert_eq!(errors.values().filter_map(serde_json::Value::as_u64).sum::<u64>(), 1, "{errors:?}");
     let sum: u64 = (0..2).filter_map(|i| first["shards"][i]["io"]["sent"].as_u64()).sum();
     assert_eq!(first["total"]["io"]["sent"], sum);
 

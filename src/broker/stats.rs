@@ -20,9 +20,13 @@ macro_rules! stats {
         }
 
         impl Stats {
-            /// Each counter by name. Decode errors are named by their cause.
+            /// Each counter by name, decode errors aside.
             pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
                 $(visit(stringify!($name), self.$name);)*
+            }
+
+            /// Decode errors, each by its cause.
+            pub fn each_decode_error(&self, mut visit: impl FnMut(&'static str, u64)) {
                 for cause in Cause::ALL {
                     visit(cause.as_str(), self.decode_errors[cause as usize]);
                 }
@@ -152,10 +156,12 @@ mod tests {
         let mut sum = ones.clone();
         sum.add(&ones);
         let mut total = 0;
-        sum.each(|name, value| {
+        let mut visit = |name, value| {
             assert!(names.insert(name), "{name} twice");
             total += value;
-        });
+        };
+        sum.each(&mut visit);
+        sum.each_decode_error(&mut visit);
         assert_eq!(total, 4);
     }
 }

@@ -154,9 +154,17 @@ fn ended(shard: ShardId, reason: Option<String>) -> Failure {
 fn shard_json(stats: &ShardStats) -> Value {
     let mut broker = Map::new();
     stats.broker.each(|name, count| drop(broker.insert(name.to_owned(), json!(count))));
+    // Only those that came: there are many causes, named by sentences.
+    let mut decode_errors = Map::new();
+    stats.broker.each_decode_error(|cause, count| {
+        if count > 0 {
+            decode_errors.insert(cause.to_owned(), json!(count));
+        }
+    });
     json!({
         "shard": stats.shard.index(),
         "broker": broker,
+        "decode_errors": decode_errors,
         "io": stats.io,
         "loop": stats.shard_loop,
     })
