@@ -182,6 +182,9 @@ pub(crate) enum Parked {
     PubRel { session: SessionKey, packet_id: PacketId },
     /// CONNACK and what follows it (H5).
     ConnAck,
+    /// A packet that is encoded already, in the version of its connection: SUBACK, UNSUBACK; then
+    /// the connection is parsed on.
+    Encoded(Box<[u8]>),
 }
 
 impl Parked {
@@ -296,6 +299,10 @@ impl Broker {
                 Parked::Publish { session, packet_id } => self.on_assigned(now, session, packet_id),
                 Parked::PubRel { session, packet_id } => self.on_received(session, packet_id),
                 Parked::ConnAck => self.on_connect_committed(now, conn),
+                Parked::Encoded(bytes) => {
+                    self.write_encoded(conn, &bytes);
+                    self.resume(now, conn);
+                }
                 answer => self.send_parked(conn, &answer),
             }
         }
@@ -322,6 +329,15 @@ impl Broker {
             state.inbound_used = state.inbound_used.saturating_sub(1);
         }
         self.write(conn, &packet);
+    }
+
+    fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.state == State::Online && bytes.len() <= conn.packet_size_max as usize {
+            conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
+            self.stats.packets_out += 1;
+            self.stats.bytes_out += bytes.len() as u64;
+        }
     }
 
     /// A QoS 2 publication whose record is committed goes to its receivers (SHARDS.md J2).

@@ -1,6 +1,7 @@
 //! Several brokers whose lanes are as slow as a seed wants: the rules of SHARDS.md that only show
 //! then. Each random test checks a promise after every step; each is known to fail when the rules
 //! named in its comment are left out.
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -753,6 +754,58 @@ fn a_message_goes_to_a_member_online_elsewhere() {
     world.settle();
     let seen = [first, second].map(|client| world.clients[client].seen.len());
     assert_eq!(seen.iter().sum::<usize>(), 2, "{seen:?}");
+}
+
+/// S4: what a member holds when its session ends moves to another one, here or elsewhere, except
+/// QoS 2 that was sent `[MQTT-4.8.2-5]`.
+#[test]
+fn a_members_messages_move_when_its_session_ends() {
+    for shards in [1, 2] {
+        let mut world = World::new(shards);
+        let (ends, publisher) = (world.durable(0), world.plain(0));
+        world.subscribe(ends, 1, "$share/g/t", QoS::AtLeastOnce);
+        world.settle();
+        // The first is sent and not acknowledged, the others wait for the connection.
+        world.clients[ends].held = true;
+        world.publish(publisher, "t", 1, false);
+        world.cut(ends);
+        for number in 2..=4 {
+            world.publish(publisher, "t", number, false);
+        }
+        world.settle();
+        let stays = world.plain(shards - 1);
+        world.subscribe(stays, 1, "$share/g/t", QoS::AtLeastOnce);
+        world.settle();
+        assert!(world.clients[stays].seen.is_empty());
+        world.now = world.now + Duration::from_secs(2000);
+        world.settle();
+        let numbers: Vec<u64> = world.clients[stays].seen.iter().map(|s| s.number).collect();
+        assert_eq!(numbers, [1, 2, 3, 4], "{shards} shards");
+        assert_eq!(world.brokers[0].messages.len(), 0, "nothing is left behind");
+    }
+}
+
+/// SUBACK and UNSUBACK of a session that outlives us wait for their records.
+#[test]
+fn suback_waits_for_its_record() {
+    let mut world = World::new(1);
+    let config = Config { record_changes: true, ..Config::default() };
+    world.brokers[0] = Broker::new(config, ShardId::new(0), 1, KEY, 1);
+    let (durable, plain) = (world.durable(0), world.plain(0));
+    let commit = |world: &mut World| {
+        let number = world.brokers[0].out.changes.last().map(|change| change.number);
+        world.brokers[0].out.changes.clear();
+        let now = world.now;
+        world.brokers[0].handle_committed(now, number.unwrap_or(0));
+        world.collect(0);
+    };
+    commit(&mut world);
+    world.subscribe(durable, 1, "a", QoS::AtLeastOnce);
+    world.subscribe(plain, 1, "a", QoS::AtLeastOnce);
+    assert!(!world.is_acked(durable, 1) && world.is_acked(plain, 1));
+    assert!(world.clients[durable].held);
+    commit(&mut world);
+    assert!(world.is_acked(durable, 1) && !world.clients[durable].held);
 }
 
 /// L9: a shard that gets a message for its plain subscribers concludes nothing for its groups.

@@ -12,7 +12,6 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::limits::{DEFERRED_PER_TICK, MOVES_MAX};
 
-use super::deliver::{Memo, Publication};
 use super::message::MessageKey;
 use super::session::Session;
 use super::shared_sub::GroupId;
@@ -87,24 +86,9 @@ impl Broker {
     }
 
     fn move_one(&mut self, now: Time, group: GroupId, key: MessageKey) {
-        // The publication borrows its parts from the arena, which deliveries change.
-        let stored = self.messages.get(key);
-        let topic: Box<str> = stored.topic().into();
-        let forwarded: Box<[u8]> = stored.forwarded().into();
-        let payload = stored.payload().to_shared();
-        let publication = Publication {
-            topic: &topic,
-            payload: super::message::Payload { bytes: &payload, shared: Some(&payload) },
-            qos: stored.qos,
-            retain: false,
-            deadline: stored.deadline,
-            forwarded: &forwarded,
-            publisher: None,
-            publisher_id: "",
-            id: stored.id,
-            memo: Memo::stored_as(key),
-        };
-        route::to_group(self, now, &publication, group, false);
+        route::with_stored(self, key, |broker, publication| {
+            route::to_group(broker, now, publication, group, false);
+        });
         self.messages.release(key);
     }
 }

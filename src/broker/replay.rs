@@ -28,13 +28,12 @@ use crate::limits::{
     OUTBOX_BYTES_MARK, QUESTIONS_MAX, REPLAY_FRESH_MAX, REPLAY_PIECE, REPLAY_PIECES_PER_TICK,
 };
 
-use super::deliver::{self, Memo, Publication, Terms};
+use super::deliver::{self, Publication, Terms};
 use super::entry::{Reader, Reply, Stamp};
-use super::message::Payload;
 use super::retained;
 use super::session::SessionKey;
 use super::topic_tree::FilterId;
-use super::{Broker, Place};
+use super::{Broker, Place, route};
 
 /// One replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,15 +93,6 @@ pub(crate) struct Replays {
     base: Option<Rc<[u64]>>,
     /// Per topic (its hash) and origin, the last number that came live since a question was open.
     fresh: HashMap<(u64, ShardId), u64, FixedState>,
-    spare: Spare,
-}
-
-/// Where a value is copied to while it is delivered.
-#[derive(Debug, Default)]
-struct Spare {
-    topic: String,
-    forwarded: Vec<u8>,
-    payload: Vec<u8>,
 }
 
 impl Replays {
@@ -117,7 +107,6 @@ impl Replays {
             known: vec![0; place.shards * place.shards],
             base: None,
             fresh: HashMap::with_hasher(FixedState::with_seed(seed ^ 7)),
-            spare: Spare::default(),
         }
     }
 
@@ -397,43 +386,15 @@ pub(crate) fn on_reply(
 /// Delivers one value of our own store. R1 and R3 hold by themselves: the store is never behind
 /// what was seen live here.
 fn deliver_own(broker: &mut Broker, now: Time, id: ReplayId, index: u32) {
-    let Broker { replays, retained, messages, place, .. } = broker;
+    let Broker { replays, retained, place, .. } = broker;
     let Some(replay) = replays.get(id) else { return };
     let value = retained.value(index);
-    if !replays.is_within(&replay.base, value.origin, place.shard, value.number) {
-        return;
+    if replays.is_within(&replay.base, value.origin, place.shard, value.number) {
+        let (session, filter, message) = (replay.session, replay.filter, value.message);
+        route::with_stored(broker, message, |broker, publication| {
+            deliver_value(broker, now, session, filter, publication);
+        });
     }
-    let (session, filter) = (replay.session, replay.filter);
-    let stored = messages.get(value.message);
-    let mut spare = std::mem::take(&mut replays.spare);
-    spare.topic.clear();
-    spare.topic.push_str(stored.topic());
-    spare.forwarded.clear();
-    spare.forwarded.extend_from_slice(stored.forwarded());
-    let Payload { bytes, shared } = stored.payload();
-    let shared = shared.cloned();
-    spare.payload.clear();
-    if shared.is_none() {
-        spare.payload.extend_from_slice(bytes);
-    }
-    let publisher = value.publisher.clone();
-    let publication = Publication {
-        topic: &spare.topic,
-        payload: Payload {
-            bytes: shared.as_ref().map_or(&spare.payload[..], |shared| &shared[..]),
-            shared: shared.as_ref(),
-        },
-        qos: stored.qos,
-        retain: true,
-        deadline: stored.deadline,
-        forwarded: &spare.forwarded,
-        publisher: None,
-        publisher_id: &publisher,
-        id: stored.id,
-        memo: Memo::stored_as(value.message),
-    };
-    deliver_value(broker, now, session, filter, &publication);
-    broker.replays.spare = spare;
 }
 
 /// RETAIN is 1 `[MQTT-3.3.1-8]`, the granted QoS holds, the identifier is that of this very

@@ -18,8 +18,9 @@ use crate::clock::Time;
 use crate::ids::{ShardId, ShardSet};
 use crate::limits::{MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX};
 
-use super::deliver::{self, Publication, Terms};
+use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
+use super::message::{MessageKey, Payload};
 use super::retained::{self, Store};
 use super::session::SessionKey;
 use super::shared_sub::GroupId;
@@ -74,7 +75,16 @@ pub(crate) struct Routing {
     picked: Vec<(ShardId, GroupId)>,
     /// The subscription identifiers of the delivery in hand.
     ids: Vec<u32>,
+    spare: Spare,
     ending: Ending,
+}
+
+/// Where a stored message is copied to while it is delivered.
+#[derive(Debug, Default)]
+struct Spare {
+    topic: String,
+    forwarded: Vec<u8>,
+    payload: Vec<u8>,
 }
 
 /// The protocol of section 7: nobody leaves while something may still come to it.
@@ -94,6 +104,7 @@ impl Routing {
             generation: 1,
             picked: Vec::new(),
             ids: Vec::new(),
+            spare: Spare::default(),
             ending: Ending::default(),
         }
     }
@@ -368,6 +379,41 @@ fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, grou
     };
     let terms = Terms { group: Some(group), ..to_terms(publication, &member.subscription) };
     deliver::to_session(broker, now, member.session, publication, &terms);
+}
+
+/// Makes a publication of a stored message, whose reference the caller holds meanwhile.
+pub(crate) fn with_stored(
+    broker: &mut Broker,
+    message: MessageKey,
+    deliver: impl FnOnce(&mut Broker, &Publication<'_>),
+) {
+    let mut spare = std::mem::take(&mut broker.routing.spare);
+    let stored = broker.messages.get(message);
+    spare.topic.clear();
+    spare.topic.push_str(stored.topic());
+    spare.forwarded.clear();
+    spare.forwarded.extend_from_slice(stored.forwarded());
+    let shared = stored.payload().shared.cloned();
+    spare.payload.clear();
+    if shared.is_none() {
+        spare.payload.extend_from_slice(stored.payload().bytes);
+    }
+    let publisher = stored.publisher.clone();
+    let bytes = shared.as_ref().map_or(&spare.payload[..], |shared| &shared[..]);
+    let publication = Publication {
+        topic: &spare.topic,
+        payload: Payload { bytes, shared: shared.as_ref() },
+        qos: stored.qos,
+        retain: stored.retain,
+        deadline: stored.deadline,
+        forwarded: &spare.forwarded,
+        publisher: None,
+        publisher_id: publisher.as_deref().unwrap_or(""),
+        id: stored.id,
+        memo: Memo::stored_as(message),
+    };
+    deliver(broker, &publication);
+    broker.routing.spare = spare;
 }
 
 /// A message for this group has to find a shard: it came back (S2), or its member's session has

@@ -18,15 +18,16 @@ use crate::clock::Time;
 use crate::codec::mqtt::topic::{Filter, check_filter};
 use crate::codec::mqtt::{
     Packet, PacketId, QoS, ReasonCode, RetainHandling, SubAck, Subscribe, SubscribeFilter,
-    SubscriptionOptions, Unsubscribe, UserProperties,
+    SubscriptionOptions, Unsubscribe, Version,
 };
 use crate::ids::{ConnId, ShardId};
 use crate::limits::DEFERRED_PER_TICK;
 
+use super::change::{Parked, Record};
 use super::entry::Interest as Change;
 use super::interest::{Announced, Key, Wanted};
 use super::replay::{self, ReplayId};
-use super::session::SessionKey;
+use super::session::{Session, SessionKey};
 use super::shared_sub::{GroupId, Member, News};
 use super::topic_tree::FilterId;
 use super::{Broker, Place, Step};
@@ -187,8 +188,13 @@ pub(crate) fn on_subscribe(
     }
     let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, beginnings };
     if broker.interest.is_applied(barrier) {
-        finish(broker, now, waiting);
-        return Step::Next;
+        return match finish(broker, now, waiting) {
+            Acked::Now => Step::Next,
+            Acked::WhenCommitted => {
+                broker.pause(conn);
+                Step::Pause
+            }
+        };
     }
     broker.pause(conn);
     broker.subscribing.arrivals += 1;
@@ -380,18 +386,31 @@ pub(crate) fn on_applied(broker: &mut Broker, now: Time) {
         }
         let waiting = first.remove();
         let conn = waiting.conn;
-        finish(broker, now, waiting);
-        broker.resume(now, conn);
+        if finish(broker, now, waiting) == Acked::Now {
+            broker.resume(now, conn);
+        }
     }
+}
+
+/// When an answer leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acked {
+    Now,
+    /// With the commit of what it promises; that resumes the connection, too.
+    WhenCommitted,
 }
 
 /// The subscriptions begin, SUBACK leaves (unless the connection is another one now), and behind
 /// it come the retained messages.
-fn finish(broker: &mut Broker, now: Time, waiting: Waiting) {
+fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
     let Waiting { conn, session, packet_id, codes, beginnings } = waiting;
     let mut replays = Vec::new();
     for beginning in &beginnings {
         let is_new = begin(broker, now, session, beginning);
+        if broker.changes.is_enabled() {
+            let filter = broker.topic_tree.filter(beginning.filter);
+            record(broker, session, &filter, beginning.subscription);
+        }
         let replay = match beginning.subscription.options.retain_handling {
             RetainHandling::Send => true,
             RetainHandling::SendIfNew => is_new,
@@ -401,17 +420,62 @@ fn finish(broker: &mut Broker, now: Time, waiting: Waiting) {
             replays.push(beginning.filter);
         }
     }
+    let mut acked = Acked::Now;
     if broker.conns.get(conn).is_some_and(|conn| conn.session == Some(session)) {
-        let ack = to_ack(packet_id, &codes);
-        broker.write(conn, &Packet::SubAck(ack));
+        acked = acknowledge(broker, conn, session, &Packet::SubAck(SubAck::new(packet_id, &codes)));
     }
     for filter in replays {
         replay::start(broker, now, session, filter);
     }
+    acked
 }
 
-fn to_ack(packet_id: PacketId, codes: &[u8]) -> SubAck<'_> {
-    SubAck { packet_id, reason_string: None, user_properties: UserProperties::EMPTY, codes }
+/// SUBACK or UNSUBACK: for a session that outlives us, when what it promises is committed.
+fn acknowledge(
+    broker: &mut Broker,
+    conn: ConnId,
+    session: SessionKey,
+    packet: &Packet<'_>,
+) -> Acked {
+    let is_durable = broker.sessions.get(session).is_some_and(Session::is_durable);
+    match broker.changes.pending().filter(|_| is_durable) {
+        None => {
+            broker.write(conn, packet);
+            Acked::Now
+        }
+        Some(change) => {
+            let version = broker.version_of(conn).unwrap_or(Version::V311);
+            let mut bytes = Vec::with_capacity(packet.encoded_len(version));
+            packet.encode(version, &mut bytes);
+            broker.changes.park(change, conn, Parked::Encoded(bytes.into()));
+            Acked::WhenCommitted
+        }
+    }
+}
+
+/// A subscription of a session that outlives us has begun or changed.
+fn record(broker: &mut Broker, session: SessionKey, filter: &str, subscription: Subscription) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    if !broker.changes.is_enabled() || !owner.is_durable() {
+        return;
+    }
+    let record = Record::Subscribe {
+        client_id: owner.client_id.clone(),
+        filter: filter.into(),
+        options: subscription.options.to_byte(),
+        subscription_id: Some(subscription.id).filter(|id| *id != 0),
+    };
+    broker.changes.record(&mut broker.out.changes, record);
+}
+
+/// One of its subscriptions has ended before the session did.
+fn record_end(broker: &mut Broker, session: SessionKey, filter: &str) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    if broker.changes.is_enabled() && owner.is_durable() {
+        let client_id = owner.client_id.clone();
+        let record = Record::Unsubscribe { client_id, filter: filter.into() };
+        broker.changes.record(&mut broker.out.changes, record);
+    }
 }
 
 /// A plain subscription enters the topic tree, or replaces the one that is there: same place, so
@@ -461,6 +525,7 @@ fn join(
     broker.shared_subs.get_mut(group).join(Member { session, subscription, durable }, online);
     broker.routing.forget_matches();
     tell_members(broker, group);
+    record(broker, session, whole, subscription);
     broker.shared_subs.get(group).raised
 }
 
@@ -526,15 +591,22 @@ pub(crate) fn on_unsubscribe(
                 .is_some_and(|id| end_plain(broker, now, session, id))),
         };
         codes.push(match removed {
-            Ok(true) => ReasonCode::SUCCESS.0,
+            Ok(true) => {
+                record_end(broker, session, whole);
+                ReasonCode::SUCCESS.0
+            }
             Ok(false) => ReasonCode::NO_SUBSCRIPTION_EXISTED.0,
             Err(reason) => reason.0,
         });
     }
     let packet_id = packet.packet_id;
-    let ack = to_ack(packet_id, &codes);
-    broker.write(conn, &Packet::UnsubAck(ack));
-    Step::Next
+    match acknowledge(broker, conn, session, &Packet::UnsubAck(SubAck::new(packet_id, &codes))) {
+        Acked::Now => Step::Next,
+        Acked::WhenCommitted => {
+            broker.pause(conn);
+            Step::Pause
+        }
+    }
 }
 
 /// Ends a plain subscription, one that is still in the barrier of an earlier connection too.
