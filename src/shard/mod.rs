@@ -198,7 +198,11 @@ impl<B: Backend> Shard<B> {
     /// How long the backend may sleep: until the next deadline, and not at all when another shard
     /// has said something in between.
     fn wait(&mut self) -> Wait {
-        if !self.sendable.is_empty() || !self.broker.out.is_empty() || !self.mesh.prepare_sleep() {
+        if !self.sendable.is_empty()
+            || !self.broker.out.is_empty()
+            || self.has_stopped()
+            || !self.mesh.prepare_sleep()
+        {
             return Wait::None;
         }
         let own = [&self.connect_deadlines, &self.close_deadlines, &self.linger_deadlines];

@@ -60,9 +60,16 @@ impl<B: Backend> Shard<B> {
             stopping.closing = true;
             stopping.deadline = self.now + SHUTDOWN_FLUSH;
             self.broker.handle_shutdown(self.now);
-        } else if stopping.closing && (late || self.conns.len() == 0 && self.lanes.are_empty()) {
+        } else if late || self.has_stopped() {
             return Turn::Done;
         }
         Turn::Again
+    }
+
+    /// Whether the shutdown has nothing left to wait for.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopping.as_ref().is_some_and(|stopping| stopping.closing)
+            && self.conns.len() == 0
+            && self.lanes.are_empty()
     }
 }
