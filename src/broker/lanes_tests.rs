@@ -186,7 +186,7 @@ impl World {
             }
         }
         let out = &mut self.brokers[shard].out;
-        out.dirty.clear();
+        out.dirty.conns.clear();
         let (closing, resumed) = (std::mem::take(&mut out.close), std::mem::take(&mut out.resume));
         for index in 0..self.clients.len() {
             if self.clients[index].shard == shard {
