@@ -10,7 +10,7 @@
 #   loom       the handshake between shards, in all orders of its steps (bounded)
 #   blackbox   a real process: both I/O backends, one and two shards
 #   clients    real client libraries in C, Python, JavaScript and Rust, on the same four
-#   fuzz       the parsers on made-up bytes, for some seconds
+#   fuzz       made-up bytes, some seconds for each target of tests/fuzz
 #
 #   deny       licences, advisories and sources by cargo-deny; only when asked for: it needs the
 #              tool, and an advisory of today is not a fault of this commit. Licences and sources
@@ -77,7 +77,10 @@ stage_clients() {
 stage_fuzz() {
     # libFuzzer is C++.
     need_packages c++:g++
-    scripts/fuzz.sh codec "${NOCTULE_FUZZ_SECONDS:-20}"
+    local file
+    for file in tests/fuzz/*.rs; do
+        scripts/fuzz.sh "$(basename "$file" .rs)" "${NOCTULE_FUZZ_SECONDS:-20}"
+    done
 }
 
 stage_deny() {
