@@ -120,12 +120,16 @@ impl<B: Backend> Shard<B> {
         let Some(conn) = self.conns.get_mut(id) else { return true };
         if conn.version.is_none() {
             conn.version = Some(connect.version);
-            conn.stage = Stage::Live;
-            conn.frame_max = self.frame_max;
             self.broker.handle_open(self.now, id, conn.accepted);
         }
         let packet = Packet::Connect(*connect);
         let step = self.broker.handle_packet(self.now, id, &packet, Frame { len, shared: None });
+        if step == Step::Wait {
+            conn.waiting = true;
+            return false;
+        }
+        conn.stage = Stage::Live;
+        conn.frame_max = self.frame_max;
         apply(conn, step)
     }
 

@@ -48,8 +48,8 @@ pub(super) struct Conn {
     pub sending: usize,
     /// The broker takes no more packets until it names the connection in `Outputs::resume`.
     pub paused: bool,
-    /// The CONNECT in `input` waits: for an older connection of its session, or for room among
-    /// the open moves.
+    /// The CONNECT in `input` waits: for an older connection of its session, for room among the
+    /// open moves, or for the broker to take it.
     pub waiting: bool,
     /// A send failed: nothing more is sent.
     pub broken: bool,
@@ -103,6 +103,11 @@ impl Conn {
     /// Whether nothing of it is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.receiving == Receiving::Idle && self.sending == 0
+    }
+
+    /// Whether its CONNECT has not come yet. One that has, and waits for us, is in time.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.stage == Stage::Opening && !self.waiting
     }
 
     /// Whether input may be handed to the broker now.

@@ -361,7 +361,7 @@ impl<B: Backend> Shard<B> {
             self.broker.handle_timeouts(self.now);
         }
         while let Some(id) = self.connect_deadlines.pop_due(self.now) {
-            if self.conns.get_mut(id).is_some_and(|conn| conn.stage == Stage::Opening) {
+            if self.conns.get_mut(id).is_some_and(|conn| conn.is_awaited()) {
                 self.counters.connect_timeouts += 1;
                 self.close(id);
             }
@@ -374,7 +374,14 @@ impl<B: Backend> Shard<B> {
         let mut resumed = std::mem::take(&mut self.broker.out.resume);
         for id in resumed.drain(..) {
             let Some(conn) = self.conns.get_mut(id) else { continue };
-            if conn.stage != Stage::Live || self.stopping.is_some() {
+            if self.stopping.is_some() {
+                continue;
+            }
+            if conn.stage == Stage::Opening {
+                self.retry_opening(id);
+                continue;
+            }
+            if conn.stage != Stage::Live {
                 continue;
             }
             conn.paused = false;

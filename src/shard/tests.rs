@@ -1,4 +1,5 @@
 //! Whole shards in threads, over real sockets, on both backends, alone and in pairs.
+#![forbid(unsafe_code)]
 
 use super::*;
 use crate::clock;
