@@ -289,6 +289,19 @@ fn sigterm_says_goodbye_and_exits_with_zero() {
     }
 }
 
+/// The bound on a shutdown is for clients that do not read, not a time that all have to wait.
+#[test]
+fn with_nobody_there_it_stops_at_once() {
+    for combination in combinations() {
+        let mut broker = Broker::start(combination);
+        let begin = Instant::now();
+        broker.signal(Signal::TERM);
+        assert!(broker.wait(PATIENCE).status.success());
+        let took = begin.elapsed();
+        assert!(took < noctule::limits::SHUTDOWN_FLUSH / 2, "{combination}: {took:?}");
+    }
+}
+
 #[test]
 fn a_second_signal_exits_at_once() {
     let dir = tempfile::tempdir().expect("a directory");
