@@ -88,7 +88,7 @@ start_broker() {
     noctule-*)
         rm -rf "$work/ready" "$work/data"
         taskset -c "$broker_cpu" "$noctule" serve --listen 127.0.0.1:0 --io "${1#noctule-}" \
-            --shards 1 --data "$work/data" --ready-file "$work/ready" 2>"$work/log" &
+            --shards 1 --data "$work/data" --ready-file "$work/ready" >"$work/log" 2>&1 &
         broker_pid=$!
         for tries in {1..500}; do
             if port="$(jq -er '.listeners[0] | split(":")[-1]' "$work/ready" 2>/dev/null)"; then
@@ -101,7 +101,7 @@ start_broker() {
     mosquitto)
         port=$((20000 + RANDOM % 10000))
         sed "s/@PORT@/$port/" perf/brokers/mosquitto.conf >"$work/mosquitto.conf"
-        taskset -c "$broker_cpu" mosquitto -c "$work/mosquitto.conf" 2>"$work/log" &
+        taskset -c "$broker_cpu" mosquitto -c "$work/mosquitto.conf" >"$work/log" 2>&1 &
         broker_pid=$!
         for tries in {1..500}; do
             if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then

@@ -228,8 +228,10 @@ impl Cutter {
         Instant::now() + Duration::from_millis(1 + random.below(2 * CUT_AFTER_MS))
     }
 
+    /// Not before CONNACK: of two CONNECTs under way the broker cannot know which one is the
+    /// client's last.
     fn maybe_cut(&mut self, round: &Round, net: &mut Net, random: &mut Random) {
-        if self.next.is_none_or(|next| Instant::now() < next) {
+        if self.next.is_none_or(|next| Instant::now() < next) || !net.client.is_connected() {
             return;
         }
         self.next = Some(Self::pause(random));
