@@ -120,7 +120,7 @@ impl World {
                 self.uncommitted = change.number;
             }
             self.broker.out.changes.clear();
-            self.broker.out.dirty.clear();
+            self.broker.out.dirty.conns.clear();
             for peer in &mut self.peers {
                 let outbox = self.broker.outbox(peer.conn);
                 let len = outbox.len();
