@@ -256,16 +256,15 @@ impl<B: Backend> Shard<B> {
             conn.receiving = Receiving::Cancelling;
             self.backend.cancel_recv(id);
         }
-        // A connection whose input comes often enough that the next data will carry the
-        // acknowledgement: pure ACKs cost a segment each. The kernel goes back by itself when
-        // the peer makes us wait.
-        conn.reads += 1;
-        if conn.reads >= QUICK_ACK_READS {
-            if self.now.since(conn.reads_since) < Duration::from_secs(1) {
-                self.backend.set_quick_ack(id, false);
-            }
-            conn.reads = 0;
+        // Pure ACKs cost a segment each. Where input comes often enough that the next data will
+        // carry the acknowledgement, they are held back, once a second at most: the kernel goes
+        // back to immediate ones by itself when the peer makes us wait.
+        conn.reads = conn.reads.saturating_add(1);
+        if self.now.since(conn.reads_since) >= Duration::from_secs(1) {
+            conn.reads = 1;
             conn.reads_since = self.now;
+        } else if conn.reads == QUICK_ACK_READS {
+            self.backend.set_quick_ack(id, false);
         }
     }
 
