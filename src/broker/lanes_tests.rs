@@ -908,6 +908,56 @@ fn questions_to_one_owner_are_limited() {
     }
 }
 
+/// R4: a replay asks for what its client has room for, holds nothing behind a full window, and an
+/// hour later goes on with the base that it began with: what came live meanwhile is not repeated.
+#[test]
+fn a_replay_waits_for_its_client() {
+    for shards in [1, 2] {
+        let mut world = World::new(shards);
+        let publisher = world.plain(0);
+        let topics: Vec<String> = (0..40).map(|i| format!("t/{i}")).collect();
+        for (i, topic) in topics.iter().enumerate() {
+            world.publish(publisher, topic, 1 + i as u64, true);
+        }
+        world.settle();
+        let properties = ConnectProperties { receive_maximum: Some(3), ..Default::default() };
+        let client = world.client(shards - 1, properties);
+        world.subscribe(client, 1, "t/+", QoS::AtLeastOnce);
+        // Nothing of the client is read from here on: no acknowledgement arrives.
+        world.clients[client].held = true;
+        for _ in 0..3 {
+            for shard in 0..shards {
+                world.tick(shard);
+            }
+            while world.lanes.values().any(|lane| !lane.is_empty()) {
+                (0..shards).for_each(|to| {
+                    world.deliver(1 - to, to);
+                });
+            }
+            world.clients[client].held = !world.is_acked(client, 1);
+        }
+        world.clients[client].held = true;
+        assert_eq!(world.clients[client].seen.len(), 3, "as many as the window takes");
+        let key = world.brokers[shards - 1].sessions.find(&world.clients[client].id).unwrap();
+        let session = world.brokers[shards - 1].sessions.get(key).unwrap();
+        assert!(session.outgoing.as_ref().unwrap().queue.is_empty(), "nothing is held behind it");
+        // New values of all topics: some of them replayed, most of them not yet.
+        world.now = world.now + Duration::from_secs(3600);
+        for (i, topic) in topics.iter().enumerate() {
+            world.publish(publisher, topic, 101 + i as u64, true);
+        }
+        world.clients[client].held = false;
+        world.settle();
+        let mut numbers: Vec<u64> = world.clients[client].seen.iter().map(|s| s.number).collect();
+        let replayed = world.clients[client].seen.iter().filter(|s| s.retain).count();
+        numbers.sort_unstable();
+        let before = numbers.len();
+        numbers.dedup();
+        assert_eq!((replayed, before), (3, numbers.len()), "{shards} shards");
+        assert!((101..141).all(|number| numbers.contains(&number)));
+    }
+}
+
 /// Retain Handling 0, 1 and 2 `[MQTT-3.3.1-9]` to `[MQTT-3.3.1-11]`, No Local of a replay by the
 /// publisher's client id, and the replay's flag and identifier (families 67 to 70).
 #[test]
