@@ -110,6 +110,12 @@ impl Replays {
         }
     }
 
+    /// How many questions to this owner are open.
+    #[cfg(test)]
+    pub(crate) fn open_to(&self, owner: ShardId) -> usize {
+        self.open[owner.index()]
+    }
+
     /// Whether no question is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.questions.is_empty()
@@ -271,13 +277,13 @@ fn room(broker: &Broker, session: SessionKey, qos: QoS) -> usize {
     if conn.unsent() >= OUTBOX_BYTES_MARK {
         return 0;
     }
-    let Some(outgoing) = owner.outgoing.as_ref().filter(|_| qos > QoS::AtMostOnce) else {
-        return REPLAY_PIECE;
-    };
-    if !outgoing.queue.is_empty() || !outgoing.exchanges.is_resent() {
-        return 0;
+    let window = usize::from(conn.window);
+    match &owner.outgoing {
+        _ if qos == QoS::AtMostOnce => REPLAY_PIECE,
+        None => REPLAY_PIECE.min(window),
+        Some(o) if !o.queue.is_empty() || !o.exchanges.is_resent() => 0,
+        Some(o) => REPLAY_PIECE.min(window.saturating_sub(o.exchanges.used())),
     }
-    REPLAY_PIECE.min(usize::from(conn.window).saturating_sub(outgoing.exchanges.used()))
 }
 
 /// One piece: taken from our own store, or asked for. The replay is in state `Ready`.
