@@ -64,6 +64,8 @@ out="${out:-perf/results/$(date -u +%F)-$machine}"
 mkdir -p "$out"
 [[ -z "$(ls -A "$out")" ]] || die "$out is not empty"
 mkdir "$out/raw"
+# What one run may take: noctule bench bounds itself, this is the second line of defence.
+limit="$(awk -v measured="$duration" -v before="$warm_up" 'BEGIN { print measured + before + 90 }')"
 work="$(mktemp -d)"
 broker_pid=
 port=
@@ -120,7 +122,7 @@ measure() {
     local workload="$1" broker="$2" file="$3" flags
     read -ra flags <<<"$(bench_flags "$workload")"
     start_broker "$broker"
-    timeout $((duration + warm_up + 60)) "$noctule" bench "${flags[@]}" --port "$port" \
+    timeout "$limit" "$noctule" bench "${flags[@]}" --port "$port" \
         --broker-pid "$broker_pid" --cpus "$generator_cpu" --duration "$duration" \
         --warm-up "$warm_up" --json >"$file" || echo "  $broker, $workload: see $file" >&2
     end_broker
