@@ -65,7 +65,7 @@ mkdir -p "$out"
 [[ -z "$(ls -A "$out")" ]] || die "$out is not empty"
 mkdir "$out/raw"
 # What one run may take: noctule bench bounds itself, this is the second line of defence.
-limit="$(awk -v measured="$duration" -v before="$warm_up" 'BEGIN { print measured + before + 90 }')"
+limit="$(awk -v measured="$duration" -v before="$warm_up" 'BEGIN { print measured + before + 120 }')"
 work="$(mktemp -d)"
 broker_pid=
 port=
@@ -190,7 +190,7 @@ END
 - load average before $load_before, after $load_after
 - the generator ran on $(jq -rs 'map(.io) | unique | join(", ")' "$out"/raw/*.json), for all brokers alike
 END
-    warnings="$(jq -r '.warnings[]' "$out"/raw/*.json | sed -E 's/[0-9.]+ %/… %/; s/[0-9]+ times/… times/' | sort | uniq -c)"
+    warnings="$(jq -r '.warnings[]' "$out"/raw/*.json | sed -E 's/[0-9.]+ %/… %/; s/, [0-9]+ times/, … times/' | sort | uniq -c)"
     if [[ -n "$warnings" ]]; then
         # shellcheck disable=SC2016
         printf '\nThe generator warned, in so many runs (see raw):\n\n```\n%s\n```\n' "$warnings"

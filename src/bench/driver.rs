@@ -22,7 +22,9 @@ use crate::codec::mqtt::{
 };
 use crate::ids::ConnId;
 use crate::io::{Backend, Completion, RecvMode, Wait, socket};
-use crate::limits::{BENCH_DRAIN, BENCH_GOODBYE, BENCH_OUT_BYTES_MARK, BENCH_SETUP, BENCH_STALL};
+use crate::limits::{
+    BENCH_DRAIN, BENCH_GOODBYE, BENCH_OUT_BYTES_MARK, BENCH_SETUP, BENCH_SILENCE, BENCH_STALL,
+};
 
 /// Nothing is waited for longer than this, so that an interrupt is noticed.
 const WAIT_MAX: Duration = Duration::from_millis(100);
@@ -345,7 +347,7 @@ impl<'a, B: Backend> Driver<'a, B> {
 
     /// Whether all that is under way has come, or no more is to be expected.
     fn has_drained(&self, now: Time, since: Time) -> bool {
-        let quiet = now.since(self.events.last_arrival.max(since)) >= BENCH_STALL;
+        let quiet = now.since(self.events.last_arrival.max(since)) >= BENCH_SILENCE;
         let late = now >= since + BENCH_DRAIN;
         let all = self.unsent() == 0 && self.events.recorder.all_arrived();
         all || quiet || late || self.events.failure.is_some()

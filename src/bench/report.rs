@@ -11,6 +11,7 @@ use super::process::Spent;
 use super::record::{Faults, Recorder};
 use super::workload::{Load, Plan, Workload};
 use crate::codec::mqtt::Version;
+use crate::limits::BENCH_STALL;
 
 /// From this part of a CPU on, the generator may be what limits a closed loop.
 const GENERATOR_BUSY: f64 = 0.90;
@@ -244,7 +245,8 @@ impl Report {
         }
         if self.stalls > 0 {
             warnings.push(format!(
-                "nothing came for a second, {} times, with messages under way",
+                "nothing came for {} s, {} times, with messages under way",
+                BENCH_STALL.as_secs(),
                 self.stalls
             ));
         }
