@@ -335,6 +335,7 @@ impl Broker {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.state == State::Online && bytes.len() <= conn.packet_size_max as usize {
             conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
+            conn.count_answer(bytes.len());
             self.stats.packets_out += 1;
             self.stats.bytes_out += bytes.len() as u64;
         }

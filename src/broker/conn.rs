@@ -54,6 +54,8 @@ pub(crate) struct Conn {
     pub(crate) window: u16,
     outbox: OutBuf,
     unsent: usize,
+    /// Of `unsent`, at most so many bytes are answers to its own packets.
+    answers: usize,
     pub(crate) heard: Time,
     pub(crate) keep_alive_timer: Option<TimerKey>,
     /// Silence after which the client is gone, in milliseconds; 0 is never.
@@ -89,6 +91,7 @@ impl Default for Conn {
             window: 0,
             outbox: OutBuf::new(),
             unsent: 0,
+            answers: 0,
             heard: Time::ZERO,
             keep_alive_timer: None,
             silence_max_ms: 0,
@@ -119,6 +122,12 @@ impl Conn {
     /// Whether the shard was told not to parse it for now.
     pub(crate) fn is_held(&self) -> bool {
         self.waiting || self.paused
+    }
+
+    /// Of what was appended so much is an answer.
+    #[inline]
+    pub(crate) fn count_answer(&mut self, bytes: usize) {
+        self.answers += bytes;
     }
 
     /// Appends to the outbox; `write` only ever appends.
@@ -189,12 +198,18 @@ impl Conns {
         self.get(id).map(|conn| conn.state)
     }
 
-    /// Notes that the client is alive.
+    /// Notes that the client is alive. Also whether it asks and does not read the answers: more
+    /// than `answers_max` bytes of them wait.
     #[inline]
-    pub(crate) fn hear(&mut self, id: ConnId, now: Time) -> Option<State> {
+    pub(crate) fn hear(
+        &mut self,
+        id: ConnId,
+        now: Time,
+        answers_max: usize,
+    ) -> Option<(State, bool)> {
         let conn = self.get_mut(id)?;
         conn.heard = now;
-        Some(conn.state)
+        Some((conn.state, conn.answers > answers_max))
     }
 
     /// The state changes; counts those that are online.
@@ -263,6 +278,7 @@ impl Conns {
         let conn = self.get_mut(id)?;
         debug_assert!(bytes <= conn.unsent, "no more is sent than was appended");
         conn.unsent = conn.unsent.saturating_sub(bytes);
+        conn.answers = conn.answers.min(conn.unsent);
         conn.session.filter(|_| conn.unsent < crate::limits::OUTBOX_BYTES_MARK)
     }
 
@@ -306,6 +322,7 @@ impl Conns {
             return false;
         }
         conn.append(id, &mut out.dirty, |outbox| packet.encode(version, outbox.tail()));
+        conn.count_answer(len);
         stats.packets_out += 1;
         stats.bytes_out += len as u64;
         true

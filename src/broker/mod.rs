@@ -331,8 +331,18 @@ impl Broker {
         packet: &Packet<'_>,
         frame: Frame<'_>,
     ) -> Step {
-        let Some(state) = self.conns.hear(conn, now) else { return Step::Close };
+        let Some((state, is_deaf)) = self.conns.hear(conn, now, self.config.outbox_bytes_max)
+        else {
+            return Step::Close;
+        };
         match (state, packet) {
+            // A client that asks on and never reads would fill our memory with answers. Not to
+            // read it until it reads us is no way out: it may be waiting for just that
+            // (SHARDS.md L6).
+            (conn::State::Online, _) if is_deaf => {
+                self.stats.disconnects_unread += 1;
+                return self.disconnect(now, conn, ReasonCode::QUOTA_EXCEEDED);
+            }
             (conn::State::Online, _) => {}
             (conn::State::Opened, Packet::Connect(connect)) => {
                 return self.on_connect(now, conn, connect, frame.len);

@@ -56,6 +56,8 @@ stats! {
     takeovers,
     /// Connections closed because a newer one was there already.
     takeovers_late,
+    /// Connections closed because too many answers waited for their client to read them.
+    disconnects_unread,
     /// Clients that said DISCONNECT.
     disconnects_by_client,
     /// Connections lost without a DISCONNECT.

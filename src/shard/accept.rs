@@ -25,7 +25,9 @@ impl<B: Backend> Shard<B> {
         }
         let peer = socket::peer_addr(descriptor.as_fd());
         let listener = self.listener_ids.iter().position(|id| *id == listener).unwrap_or(0);
-        let accepted = Accepted { at: self.now, listener: listener as u16, peer };
+        // The clock, not the tick's time: which of two connections of one client is the newer is
+        // decided by it, across shards (SHARDS.md H3).
+        let accepted = Accepted { at: (self.clock)(), listener: listener as u16, peer };
         let conn = Conn::new(accepted, Transport::Tcp, CONNECT_SIZE_MAX);
         if let Some(id) = self.insert(descriptor, conn) {
             self.connect_deadlines.set(self.now, id);
@@ -151,31 +153,37 @@ impl<B: Backend> Shard<B> {
         apply(conn, step);
     }
 
-    /// SHARDS.md H4: at a takeover, what was read of the old connection comes first.
+    /// SHARDS.md H4: at a takeover, what was read of the old connection until now comes first.
     fn must_wait_for_owner(&mut self, id: ConnId, client_id: &str) -> bool {
         let Some(old) = self.broker.owner_of(client_id).filter(|old| *old != id) else {
             return false;
         };
-        if let Some(conn) = self.conns.get_mut(old) {
-            handle_input(&mut self.broker, conn, self.now, old);
-            if conn.paused && !conn.input.is_empty() && conn.stage == Stage::Live {
-                self.takeovers.push((old, id));
-                if let Some(conn) = self.conns.get_mut(id) {
-                    conn.waiting = true;
-                }
-                return true;
+        let waited = self.conns.get_mut(id).and_then(|conn| conn.waits_for);
+        let Some(owner) = self.conns.get_mut(old) else { return false };
+        handle_input(&mut self.broker, owner, self.now, old);
+        let target = match waited {
+            Some((waited_for, target)) if waited_for == old => target,
+            _ => owner.handled + owner.input.len() as u64,
+        };
+        let must_wait = owner.holds_back(target);
+        if must_wait {
+            self.takeovers.push((old, id));
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.waiting = true;
+                conn.waits_for = Some((old, target));
             }
         }
-        false
+        must_wait
     }
 
     /// Looks again at the connections that wait for an older one of their session.
     pub(super) fn retry_takeovers(&mut self) {
         for (old, id) in std::mem::take(&mut self.takeovers) {
-            let still = self.conns.get_mut(old).is_some_and(|conn| {
-                conn.stage == Stage::Live && conn.paused && !conn.input.is_empty()
+            let target = self.conns.get_mut(id).and_then(|conn| conn.waits_for);
+            let holds_back = target.is_some_and(|(_, target)| {
+                self.conns.get_mut(old).is_some_and(|owner| owner.holds_back(target))
             });
-            if still {
+            if holds_back {
                 self.takeovers.push((old, id));
             } else {
                 self.retry_opening(id);

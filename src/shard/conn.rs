@@ -10,6 +10,7 @@ use crate::broker::Accepted;
 use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::codec::mqtt::Version;
+use crate::ids::ConnId;
 use crate::transport::Transport;
 
 /// Where a connection is in its life.
@@ -61,6 +62,11 @@ pub(super) struct Conn {
     pub frame_max: usize,
     /// Read and not yet handled.
     pub input: Input,
+    /// Bytes of `input` that were handled, ever.
+    pub handled: u64,
+    /// The older connection of its session that its CONNECT waits for, and what that has to have
+    /// handled: all that was read of it when the CONNECT came, and nothing that came later.
+    pub waits_for: Option<(ConnId, u64)>,
     /// What is left of the outbox when the broker is done with the connection.
     pub last: OutBuf,
     pub transport: Transport,
@@ -92,6 +98,8 @@ impl Conn {
             ended: None,
             frame_max,
             input: Input::default(),
+            handled: 0,
+            waits_for: None,
             last: OutBuf::new(),
             transport,
             reads: 0,
@@ -108,6 +116,11 @@ impl Conn {
     /// Whether its CONNECT has not come yet. One that has, and waits for us, is in time.
     pub(super) fn is_awaited(&self) -> bool {
         self.stage == Stage::Opening && !self.waiting
+    }
+
+    /// Whether some of the input up to `target` is still to be handled, and cannot be now.
+    pub(super) fn holds_back(&self, target: u64) -> bool {
+        self.stage == Stage::Live && self.paused && !self.input.is_empty() && self.handled < target
     }
 
     /// Whether input may be handed to the broker now.

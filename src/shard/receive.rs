@@ -50,12 +50,15 @@ pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: 
     {
         let frame = Bytes::from(taken.into_vec());
         let step = handle_frame(broker, conn, now, id, &frame, Some(&frame));
-        if !apply(conn, step) {
+        if apply(conn, step) {
+            conn.handled += frame.len() as u64;
+        } else {
             conn.input = super::conn::Input::from_vec(Vec::from(frame));
         }
         return;
     }
     let handled = handle_frames(broker, conn, now, id, taken.unread());
+    conn.handled += handled as u64;
     conn.input.restore(taken, handled);
 }
 

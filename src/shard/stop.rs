@@ -39,6 +39,8 @@ impl<B: Backend> Shard<B> {
         }
         for id in self.conns.ids() {
             let Some(conn) = self.conns.get_mut(id) else { continue };
+            // What still arrives is kept and not handled: nothing may follow END into a lane.
+            conn.paused = true;
             if conn.stage == Stage::Opening {
                 self.close(id);
             } else if conn.receiving == Receiving::Armed {

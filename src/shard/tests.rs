@@ -337,3 +337,41 @@ fn shutdown_tells_clients_and_ends() {
         stopper.join().unwrap()
     });
 }
+
+/// SHARDS.md H4, and its bound: what is read of the old connection after the new CONNECT has come
+/// does not hold the takeover off.
+#[test]
+fn a_takeover_waits_for_what_was_read_and_for_no_more() {
+    let mut old = conn::tests::some_conn();
+    old.stage = Stage::Live;
+    old.paused = true;
+    old.input.append(&[0xc0, 0, 0xc0, 0], 0);
+    let target = old.handled + old.input.len() as u64;
+    assert!(old.holds_back(target));
+    old.input.append(&[0xc0, 0], 0);
+    old.input.consume(4);
+    old.handled += 4;
+    assert!(!old.input.is_empty() && !old.holds_back(target));
+}
+
+#[test]
+fn a_client_that_subscribes_on_and_on_is_taken_over() {
+    in_all_worlds(|world| {
+        let mut old = world.connect();
+        old.write_all(&connect_packet(4, "one")).unwrap();
+        expect(&mut old, CONNACK);
+        let mut bytes = Vec::new();
+        for n in 0..5000 {
+            bytes.extend(subscribe_packet(&format!("filter/{n}/+"), 0));
+        }
+        old.write_all(&bytes).unwrap();
+        let mut new = world.connect();
+        new.write_all(&connect_packet(4, "one")).unwrap();
+        expect(&mut new, CONNACK);
+        let mut answers = Vec::new();
+        // The end may be a reset: not all that it sent is read.
+        let _ = old.read_to_end(&mut answers);
+        assert_eq!(answers.len() % 5, 0, "whole SUBACKs, then the end");
+        world.stop()
+    });
+}

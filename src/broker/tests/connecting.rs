@@ -386,3 +386,26 @@ fn shutdown_tells_everybody_and_publishes_no_will() {
     assert!(world.take(watcher).is_empty());
     assert!(world.is_closed(watcher) && world.is_closed(client) && world.is_closed(early));
 }
+
+/// Answers have a bound: who asks and never reads is ended, whatever its deliveries are.
+#[test]
+fn a_client_that_never_reads_its_answers_is_ended() {
+    let config = Config { outbox_bytes_max: 1000, ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    // Reading in between, it may ask as long as it likes.
+    for _ in 0..3 {
+        world.send_all(client, &[Packet::PingReq; 400]);
+        assert_eq!(world.take(client).len(), 400);
+    }
+    world.stall(client, true);
+    for _ in 0..5 {
+        world.send_all(client, &[Packet::PingReq; 400]);
+    }
+    world.stall(client, false);
+    let got = world.take(client);
+    assert_eq!(got.last(), Some(&Got::Disconnect(ReasonCode::QUOTA_EXCEEDED)));
+    assert!(got.len() <= 503, "1000 bytes are 500 answers, and one more is noticed: {}", got.len());
+    assert!(world.is_closed(client));
+    assert_eq!(world.brokers[0].stats().disconnects_unread, 1);
+}
