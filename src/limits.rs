@@ -65,14 +65,20 @@ pub const SHARE_PAYLOAD_FROM: usize = 4096;
 pub const MEMORY_BUDGET_DEFAULT: usize = 1024 * 1024 * 1024;
 
 /// Batches that one lane's ring holds.
-pub const LANE_RING_LEN: usize = 64;
+pub const LANE_RING_LEN: usize = 16;
 /// Emptied batches that a lane keeps for their next use: what is on its way in a busy tick, not in
-/// a burst. At most this many times [`BATCH_BYTES`] of memory a lane.
-pub const LANE_RECYCLE_LEN: usize = 8;
-/// Bytes of entries after which a batch is closed and the next begun.
+/// a burst. At most this many times [`BATCH_BYTES_KEPT`] of memory a lane.
+pub const LANE_RECYCLE_LEN: usize = 4;
+/// Bytes of a batch, large payloads included, above which publishers towards it wait for the next
+/// tick.
 pub const BATCH_BYTES: usize = 256 * 1024;
+/// Bytes that an emptied batch keeps: its mark, and room for what crosses it.
+pub const BATCH_BYTES_KEPT: usize = BATCH_BYTES + BATCH_BYTES / 4;
 /// Bytes in a lane's spill above which publishers towards it are paused.
 pub const SPILL_BYTES_MARK: usize = 1024 * 1024;
+/// Bytes of publishes that one lane holds before its publishers wait, give or take the message
+/// that crosses a batch's mark: the ring, the spill, and the batch of the tick.
+pub const LANE_BYTES_MAX: usize = (LANE_RING_LEN + 1) * BATCH_BYTES + SPILL_BYTES_MARK;
 /// Open questions from one shard to one other (SHARDS.md L4).
 pub const QUESTIONS_MAX: usize = 256;
 /// Retained messages in one answer to a replay's question.

@@ -282,7 +282,8 @@ impl Broker {
     pub(crate) fn run_committed(&mut self, now: Time) {
         while let Some(front) = self.changes.front() {
             if let Parked::Forward { message, .. } = front
-                && route::may_publish(self, self.messages.get(*message).topic()) == Err(Wait)
+                && let stored = self.messages.get(*message)
+                && route::may_publish(self, stored.topic(), stored.retain) == Err(Wait)
             {
                 return;
             }

@@ -260,9 +260,12 @@ impl Conns {
         }
     }
 
-    /// All that wait try again.
+    /// All that wait try again. Whoever tried first and waits again tries last: the room that they
+    /// wait for may be enough for one of them only.
     pub(crate) fn resume_waiting(&mut self, now: Time, resume: &mut Vec<ConnId>) {
         let mut waiting = std::mem::take(&mut self.waiting);
+        let first = usize::from(waiting.len() > 1);
+        waiting.rotate_left(first);
         for id in waiting.drain(..) {
             if let Some(conn) = self.get_mut(id) {
                 conn.waiting = false;

@@ -356,7 +356,10 @@ impl Batch {
         self.push_text(message.topic);
         self.push_bytes(message.forwarded);
         match message.shared {
-            Some(shared) if travels_shared(message) => self.shared.push(shared.clone()),
+            Some(shared) if travels_shared(message) => {
+                self.shared_bytes += shared.len();
+                self.shared.push(shared.clone());
+            }
             _ => self.push_bytes(message.payload),
         }
     }

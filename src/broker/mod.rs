@@ -180,6 +180,8 @@ pub struct Batch {
     pub bytes: Vec<u8>,
     /// Large payloads, in the order in which the entries name them.
     pub shared: Vec<Bytes>,
+    /// Their bytes.
+    shared_bytes: usize,
 }
 
 impl Batch {
@@ -188,10 +190,19 @@ impl Batch {
         self.bytes.is_empty()
     }
 
-    /// Empties it and keeps its memory.
+    /// All its bytes, large payloads included.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.shared_bytes
+    }
+
+    /// Empties it and keeps its memory, as far as a batch that ends at its mark needs it.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.bytes.shrink_to(limits::BATCH_BYTES_KEPT);
         self.shared.clear();
+        self.shared.shrink_to(limits::BATCH_BYTES_KEPT / limits::SHARE_PAYLOAD_FROM);
+        self.shared_bytes = 0;
     }
 }
 
@@ -413,6 +424,14 @@ impl Broker {
     /// on.
     pub fn handle_lanes(&mut self, now: Time, full: ShardSet) {
         if route::set_full_lanes(self, full) {
+            self.handle_progress(now);
+        }
+    }
+
+    /// The shard has taken the batches: whoever waited for room in one goes on. To be called
+    /// whenever it has.
+    pub fn handle_flushed(&mut self, now: Time) {
+        if route::on_flushed(self) {
             self.handle_progress(now);
         }
     }

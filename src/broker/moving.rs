@@ -72,7 +72,7 @@ impl Broker {
         let were_full = self.moves.is_full();
         while self.moves.moved < DEFERRED_PER_TICK {
             let Some(&(group, key)) = self.moves.waiting.front() else { break };
-            if route::may_publish(self, self.messages.get(key).topic()) == Err(Wait) {
+            if route::may_publish(self, self.messages.get(key).topic(), false) == Err(Wait) {
                 self.moves.blocked = true;
                 return;
             }

@@ -123,7 +123,7 @@ impl Broker {
                 return Step::Wait;
             }
         }
-        if route::may_publish(self, topic) == Err(Wait) {
+        if route::may_publish(self, topic, publish.retain) == Err(Wait) {
             return Step::Wait;
         }
         self.count_in(publish.qos);

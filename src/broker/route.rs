@@ -16,7 +16,7 @@
 
 use crate::clock::Time;
 use crate::ids::{ShardId, ShardSet};
-use crate::limits::{MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX};
+use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX};
 
 use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
@@ -69,6 +69,8 @@ struct Remembered {
 pub(crate) struct Routing {
     /// Lanes that take no more publishes for now.
     full: ShardSet,
+    /// Lanes whose batch has its bytes: they take no more publishes in this tick.
+    filled: ShardSet,
     remembered: Vec<Remembered>,
     generation: u64,
     /// The groups of the publication in hand, each with the shard that was picked.
@@ -100,6 +102,7 @@ impl Routing {
     pub(crate) fn new(_place: Place, _seed: u64) -> Self {
         Self {
             full: ShardSet::EMPTY,
+            filled: ShardSet::EMPTY,
             remembered: Vec::new(),
             generation: 1,
             picked: Vec::new(),
@@ -203,23 +206,32 @@ fn find(broker: &mut Broker, hash: u64, topic: &str) -> Remembered {
 }
 
 /// Whether a publish to this topic may be read now: not while a lane that it may have to go
-/// through is full (SHARDS.md L7).
-pub(crate) fn may_publish(broker: &Broker, topic: &str) -> Result<(), Wait> {
-    let full = broker.routing.full;
-    if full.is_empty() {
-        return Ok(());
+/// through is full, or has its bytes for this tick (SHARDS.md L4, L7).
+#[inline]
+pub(crate) fn may_publish(broker: &Broker, topic: &str, retain: bool) -> Result<(), Wait> {
+    let full = broker.routing.full.union(broker.routing.filled);
+    if full.is_empty() || find_targets(broker, topic, retain).intersection(full).is_empty() {
+        Ok(())
+    } else {
+        Err(Wait)
     }
+}
+
+/// The shards to which a publish to this topic may go, besides this one.
+fn find_targets(broker: &Broker, topic: &str, retain: bool) -> ShardSet {
     let hash = broker.interest.topic_hash(topic);
     let mut towards = broker.interest.wanted_exactly(hash).shards;
-    // If it is retained: nearly nobody pays this, so nobody says whether it is.
-    towards.insert(broker.place.key.owner_of(topic, broker.place.shards));
+    if retain {
+        towards.insert(broker.place.key.owner_of(topic, broker.place.shards));
+    }
     broker.topic_tree.visit_matches(topic, |_, state| {
         towards = towards.union(state.remote.shards);
         for group in &state.groups {
             broker.shared_subs.get(*group).remote_shards().for_each(|shard| towards.insert(shard));
         }
     });
-    if towards.intersection(full).is_empty() { Ok(()) } else { Err(Wait) }
+    towards.remove(broker.place.shard);
+    towards
 }
 
 /// Whether a session that outlives its connection wants messages of this topic at QoS 1 or 2, on
@@ -238,6 +250,11 @@ pub(crate) fn is_wanted_durably(broker: &mut Broker, topic: &str) -> bool {
 pub(crate) fn set_full_lanes(broker: &mut Broker, full: ShardSet) -> bool {
     let before = std::mem::replace(&mut broker.routing.full, full);
     before.intersection(full) != before
+}
+
+/// The shard has taken the batches. Tells whether one had its bytes: publishes may wait for that.
+pub(crate) fn on_flushed(broker: &mut Broker) -> bool {
+    !std::mem::take(&mut broker.routing.filled).is_empty()
 }
 
 /// Gives a publication of this shard to all who receive it. It cannot be refused or wait any more.
@@ -282,7 +299,7 @@ fn to_shards(
     stamp: Option<Stamp>,
     picked: &[(ShardId, GroupId)],
 ) {
-    let Broker { out, shared_subs, place, .. } = broker;
+    let Broker { out, shared_subs, place, routing, .. } = broker;
     let mut targets = wanted;
     picked.iter().for_each(|(shard, _)| targets.insert(*shard));
     stamp.iter().for_each(|stamp| targets.insert(stamp.owner));
@@ -296,6 +313,9 @@ fn to_shards(
         for (_, group) in groups {
             let key = &shared_subs.get(*group).key;
             batch.push_group(ToGroup { key, returned: false });
+        }
+        if batch.size() > BATCH_BYTES {
+            routing.filled.insert(target);
         }
     }
 }
@@ -440,6 +460,9 @@ pub(crate) fn to_group(
             batch.push_publish(&Message::of(publication), duty, 1);
             let key = &broker.shared_subs.get(group).key;
             batch.push_group(ToGroup { key, returned });
+            if batch.size() > BATCH_BYTES {
+                broker.routing.filled.insert(shard);
+            }
         }
     }
 }

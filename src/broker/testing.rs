@@ -259,6 +259,8 @@ impl World {
                     moved = true;
                 }
             }
+            self.brokers[shard].handle_flushed(now);
+            moved |= !self.brokers[shard].out.is_empty();
         }
         moved
     }

@@ -128,7 +128,10 @@ impl Broker {
         let was_full = self.wills.is_full();
         while self.wills.published < DEFERRED_PER_TICK {
             let Some(due) = self.wills.due.pop_front() else { break };
-            if route::may_publish(self, &due.will.topic) == Err(Wait) || self.changes.is_full() {
+            let will = &due.will;
+            if route::may_publish(self, &will.topic, will.retain) == Err(Wait)
+                || self.changes.is_full()
+            {
                 self.wills.due.push_front(due);
                 self.wills.blocked = true;
                 return;

@@ -34,6 +34,7 @@ impl<B: Backend> Shard<B> {
         if let Some(full) = self.lanes.flush(&mut self.mesh, &mut self.broker.out.batches) {
             self.broker.handle_lanes(self.now, full);
         }
+        self.broker.handle_flushed(self.now);
         for target in self.mesh.take_wakes().iter() {
             self.counters.wakes += 1;
             self.backend.wake(&self.wakers[target.index()]);

@@ -29,7 +29,7 @@ impl Parcel {
     }
 
     fn bytes(&self) -> usize {
-        batch_bytes(&self.batch) + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
+        self.batch.size() + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
     }
 
     /// Empties it and keeps its memory.
@@ -38,10 +38,6 @@ impl Parcel {
         self.moves.clear();
         self.moves_taken = 0;
     }
-}
-
-fn batch_bytes(batch: &Batch) -> usize {
-    batch.bytes.len() + batch.shared.iter().map(bytes::Bytes::len).sum::<usize>()
 }
 
 /// A connection on its way home (SHARDS.md H1): quiet on its old shard, with all that was read.
