@@ -101,6 +101,8 @@ pub const INTEREST_LINGER_MAX: usize = 4096;
 pub const MATCH_CACHE_LEN: usize = 4096;
 /// Subscriptions that one remembered topic may hold beyond the topic tree's own lists.
 pub const MATCH_CACHE_MERGED_MAX: usize = 256;
+/// Bytes of a topic whose receivers are remembered: clients choose how long topics are.
+pub const MATCH_CACHE_TOPIC_MAX: usize = 256;
 /// Wills, expiries and moves handled in one tick (SHARDS.md L5).
 pub const DEFERRED_PER_TICK: usize = 128;
 

@@ -130,7 +130,7 @@ impl Default for Config {
 /// the newer (SHARDS.md H3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// When the kernel gave it to us, on whichever shard.
+    /// When its CONNECT reached this machine, whichever shard read it, and however late.
     pub at: Time,
     /// Which listener, as the configuration numbers them.
     pub listener: u16,

@@ -16,7 +16,7 @@
 
 use crate::clock::Time;
 use crate::ids::{ShardId, ShardSet};
-use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX};
+use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX, MATCH_CACHE_TOPIC_MAX};
 
 use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
@@ -133,7 +133,9 @@ impl Routing {
 
     #[inline]
     fn put_back(&mut self, hash: u64, remembered: Remembered) {
-        if remembered.matches.parts.len() <= MATCH_CACHE_MERGED_MAX {
+        if remembered.matches.parts.len() <= MATCH_CACHE_MERGED_MAX
+            && remembered.topic.len() <= MATCH_CACHE_TOPIC_MAX
+        {
             self.remembered[slot(hash)] = remembered;
         }
     }

@@ -452,6 +452,13 @@ impl Backend for Epoll {
         }
     }
 
+    fn input_age(&self, conn: ConnId) -> Duration {
+        match self.conns.get(conn) {
+            Some(Conn { socket: Some(fd), .. }) => socket::input_age(fd),
+            _ => Duration::ZERO,
+        }
+    }
+
     fn counters(&self) -> IoCounters {
         self.counters
     }

@@ -62,6 +62,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -148,6 +149,10 @@ pub trait Backend {
     /// Sets `TCP_QUICKACK`; off lets acknowledgements ride on our data. When to do it is the
     /// shard's business.
     fn set_quick_ack(&mut self, conn: ConnId, on: bool);
+
+    /// How long ago at least the last input of this connection reached the machine, read or not:
+    /// a shard that was busy reads late. Zero when nobody knows.
+    fn input_age(&self, conn: ConnId) -> Duration;
 
     /// What it has counted since it was made.
     fn counters(&self) -> IoCounters;

@@ -1,11 +1,12 @@
 //! Sockets and descriptors: listening, options, limits, and what to do when descriptors run out.
 //!
-//! No unsafe code is needed here after all: `socket2` and `rustix` have what we use.
-#![forbid(unsafe_code)]
+//! One call needs unsafe code: `socket2` and `rustix` have the rest.
+#![deny(unsafe_code)]
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -68,6 +69,36 @@ pub fn connect(addr: SocketAddr) -> io::Result<OwnedFd> {
 pub fn peer_addr(socket: impl AsFd) -> Option<SocketAddr> {
     SockRef::from(&socket).peer_addr().ok()?.as_socket()
 }
+
+/// How long ago the peer's last data reached this machine, whoever has read it when: at most this
+/// long, since the kernel counts in ticks. Zero when it does not say.
+pub(super) fn input_age(socket: impl AsFd) -> Duration {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel writes at most
+    // `len` bytes to `info`, which is that long.
+    #[allow(unsafe_code)]
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Duration::ZERO;
+    }
+    // SAFETY: all of it was zeroed, and integers have no invalid values.
+    #[allow(unsafe_code)]
+    let info = unsafe { info.assume_init() };
+    let age = Duration::from_millis(info.tcpi_last_data_recv.into());
+    age.saturating_sub(KERNEL_TICK_MAX)
+}
+
+/// The longest tick of a kernel's clock (`HZ=100`).
+const KERNEL_TICK_MAX: Duration = Duration::from_millis(10);
 
 /// Sets `TCP_QUICKACK`. Failure is of no consequence: it is advice.
 pub(super) fn set_quick_ack(socket: impl AsFd, on: bool) {

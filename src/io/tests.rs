@@ -85,6 +85,7 @@ contract! {
     waking_ends_the_wait,
     shards_wake_each_other,
     waits_until_the_deadline_without_waking,
+    input_ages_until_it_is_read_and_after,
     a_slot_is_used_again,
     a_removed_listener_refuses,
     many_connections_in_few_polls,
@@ -705,6 +706,20 @@ fn waits_until_the_deadline_without_waking<B: Open>() {
     assert_eq!(rig.backend.counters().enters, before + 1);
     // A deadline that has passed is none.
     rig.poll(Wait::Until(Time::ZERO));
+}
+
+fn input_ages_until_it_is_read_and_after<B: Open>() {
+    let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());
+    theirs.write_all(b"late").unwrap();
+    let later = clock::now() + Duration::from_millis(100);
+    while clock::now() < later {
+        rig.poll(Wait::Until(later));
+    }
+    rig.backend.recv(A, RecvMode::Once);
+    rig.until("input", |rig| rig.received == 1);
+    let age = rig.backend.input_age(A);
+    assert!(age >= Duration::from_millis(50), "at least {age:?}");
+    assert_eq!(rig.backend.input_age(conn(9, 9)), Duration::ZERO);
 }
 
 fn a_slot_is_used_again<B: Open>() {

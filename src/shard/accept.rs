@@ -25,9 +25,7 @@ impl<B: Backend> Shard<B> {
         }
         let peer = socket::peer_addr(descriptor.as_fd());
         let listener = self.listener_ids.iter().position(|id| *id == listener).unwrap_or(0);
-        // The clock, not the tick's time: which of two connections of one client is the newer is
-        // decided by it, across shards (SHARDS.md H3).
-        let accepted = Accepted { at: (self.clock)(), listener: listener as u16, peer };
+        let accepted = Accepted { at: self.now, listener: listener as u16, peer };
         let conn = Conn::new(accepted, Transport::Tcp, CONNECT_SIZE_MAX);
         if let Some(id) = self.insert(descriptor, conn) {
             self.connect_deadlines.set(self.now, id);
@@ -78,6 +76,7 @@ impl<B: Backend> Shard<B> {
         let input = conn.input.take();
         match mqtt::decode(&input.unread()[..len], None, Side::Server) {
             Ok(Packet::Connect(connect)) => {
+                self.stamp(id);
                 let home = self.home_of(&connect);
                 if home != self.id {
                     self.restore(id, input, 0);
@@ -99,6 +98,16 @@ impl<B: Backend> Shard<B> {
                 self.restore(id, input, 0);
                 self.refuse(id, &error);
             }
+        }
+    }
+
+    /// SHARDS.md H3: of two connections of one client the newer is that whose CONNECT came later.
+    /// Not when it was accepted: a client may open a connection long before it speaks. Nor when
+    /// it was read: a busy shard reads late, and would make an abandoned connection the newer.
+    fn stamp(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !std::mem::replace(&mut conn.stamped, true) {
+            conn.accepted.at = (self.clock)() - self.backend.input_age(id);
         }
     }
 
@@ -232,6 +241,7 @@ impl<B: Backend> Shard<B> {
         }
         let mut conn = Conn::new(moved.accepted, moved.transport, CONNECT_SIZE_MAX);
         conn.input = Input::from_vec(moved.read);
+        conn.stamped = true;
         if let Some(id) = self.insert(moved.socket, conn) {
             self.on_opening(id);
         }

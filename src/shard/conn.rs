@@ -67,6 +67,8 @@ pub(super) struct Conn {
     /// The older connection of its session that its CONNECT waits for, and what that has to have
     /// handled: all that was read of it when the CONNECT came, and nothing that came later.
     pub waits_for: Option<(ConnId, u64)>,
+    /// Its CONNECT has come, and `accepted` says when.
+    pub stamped: bool,
     /// What is left of the outbox when the broker is done with the connection.
     pub last: OutBuf,
     pub transport: Transport,
@@ -100,6 +102,7 @@ impl Conn {
             input: Input::default(),
             handled: 0,
             waits_for: None,
+            stamped: false,
             last: OutBuf::new(),
             transport,
             reads: 0,

@@ -375,3 +375,22 @@ fn a_client_that_subscribes_on_and_on_is_taken_over() {
         world.stop()
     });
 }
+
+/// [MQTT-3.1.4-3]: the later CONNECT wins, whichever connection was opened first.
+#[test]
+fn the_later_connect_takes_over_even_on_the_earlier_connection() {
+    in_all_worlds(|world| {
+        for id in ["p", "q", "r"] {
+            let mut first = world.connect();
+            let mut second = world.connect();
+            second.write_all(&connect_packet(4, id)).unwrap();
+            expect(&mut second, CONNACK);
+            first.write_all(&connect_packet(4, id)).unwrap();
+            expect(&mut first, CONNACK);
+            expect_end(&mut second);
+            first.write_all(&[0xc0, 0]).unwrap();
+            expect(&mut first, &[0xd0, 0]);
+        }
+        world.stop()
+    });
+}

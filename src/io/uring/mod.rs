@@ -645,6 +645,10 @@ impl Backend for Uring {
         }
     }
 
+    fn input_age(&self, conn: ConnId) -> Duration {
+        self.conns.get(conn).map_or(Duration::ZERO, |state| socket::input_age(&state.socket))
+    }
+
     fn counters(&self) -> IoCounters {
         self.counters
     }
