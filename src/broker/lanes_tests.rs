@@ -986,6 +986,39 @@ fn questions_to_one_owner_are_limited() {
     }
 }
 
+/// L4: a replay that stands in line goes on though the one that an answer let on was over by then.
+#[test]
+fn a_replay_in_line_is_not_forgotten() {
+    let mut world = World::new(2);
+    let publisher = world.plain(1);
+    for i in 0..4 {
+        world.publish(publisher, &format!("t/{i}"), 1 + i, true);
+    }
+    world.settle();
+    let clients: Vec<usize> = (0..2 * limits::QUESTIONS_MAX + 9).map(|_| world.plain(0)).collect();
+    world.subscribe(clients[0], 1, "t/+", QoS::AtMostOnce);
+    world.settle();
+    for &client in &clients[1..] {
+        world.subscribe(client, 1, "t/+", QoS::AtMostOnce);
+    }
+    for _ in 0..20 {
+        world.tick(0);
+    }
+    assert_eq!(world.brokers[0].replays.open_to(ShardId::new(1)), limits::QUESTIONS_MAX);
+    while world.deliver(0, 1) {}
+    while world.deliver(1, 0) {}
+    assert_eq!(world.brokers[0].replays.open_to(ShardId::new(1)), 0);
+    // Those that the answers let on are gone before they do.
+    let (gone, stay) = clients[1 + limits::QUESTIONS_MAX..].split_at(limits::QUESTIONS_MAX);
+    for &client in gone {
+        world.cut(client);
+    }
+    world.settle();
+    for &client in stay {
+        assert_eq!(world.clients[client].seen.len(), 4);
+    }
+}
+
 /// R4: a replay asks for what its client has room for, holds nothing behind a full window, and an
 /// hour later goes on with the base that it began with: what came live meanwhile is not repeated.
 #[test]

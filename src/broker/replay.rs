@@ -84,6 +84,8 @@ pub(crate) struct Replays {
     ready: VecDeque<ReplayId>,
     /// Per owner.
     blocked: Vec<VecDeque<ReplayId>>,
+    /// Mentions in `blocked`.
+    blocked_len: usize,
     questions: Slab<Asked>,
     /// Per owner, how many questions are open.
     open: Vec<usize>,
@@ -102,6 +104,7 @@ impl Replays {
             replays: Slab::new(),
             ready: VecDeque::new(),
             blocked: vec![VecDeque::new(); place.shards],
+            blocked_len: 0,
             questions: Slab::new(),
             open: vec![0; place.shards],
             known: vec![0; place.shards * place.shards],
@@ -123,7 +126,37 @@ impl Replays {
 
     /// Whether [`run`] has something to do.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.owners_with_room().next().is_some()
+    }
+
+    /// Owners that could be asked more while replays stand in line for that. Mostly, whoever gets
+    /// an answer lets the next one go on; but one that was let on may be over by then, or its
+    /// client have no room.
+    fn owners_with_room(&self) -> impl Iterator<Item = usize> {
+        let owners = if self.blocked_len == 0 { 0 } else { self.blocked.len() };
+        (0..owners)
+            .filter(|owner| self.open[*owner] < QUESTIONS_MAX && !self.blocked[*owner].is_empty())
+    }
+
+    /// The replay that goes on next.
+    fn take_ready(&mut self) -> Option<ReplayId> {
+        if let Some(id) = self.ready.pop_front() {
+            return Some(id);
+        }
+        let owner = self.owners_with_room().next()?;
+        self.unblock(owner);
+        self.ready.pop_front()
+    }
+
+    /// The first that stands in line for this owner may go on.
+    fn unblock(&mut self, owner: usize) {
+        while let Some(blocked) = self.blocked[owner].pop_front() {
+            self.blocked_len -= 1;
+            if self.get(blocked).is_some_and(|replay| replay.state == State::Blocked) {
+                self.set_ready(blocked);
+                break;
+            }
+        }
     }
 
     /// Retained publishes up to these were seen: `origin` gave these numbers, per owner.
@@ -200,12 +233,7 @@ impl Replays {
         if let Some(replay) = replay.and_then(|id| self.replays.get_mut(id.0 as usize)) {
             replay.state = State::Ready;
         }
-        while let Some(blocked) = self.blocked[owner.index()].pop_front() {
-            if self.get(blocked).is_some_and(|replay| replay.state == State::Blocked) {
-                self.set_ready(blocked);
-                break;
-            }
-        }
+        self.unblock(owner.index());
         (replay, again)
     }
 }
@@ -256,7 +284,7 @@ pub(crate) fn on_room(broker: &mut Broker, session: SessionKey) {
 /// Goes on with replays, a bounded number of pieces per call.
 pub(crate) fn run(broker: &mut Broker, now: Time) {
     for _ in 0..REPLAY_PIECES_PER_TICK {
-        let Some(id) = broker.replays.ready.pop_front() else { return };
+        let Some(id) = broker.replays.take_ready() else { return };
         if broker.replays.get(id).is_some_and(|replay| replay.state == State::Ready) {
             step(broker, now, id);
         }
@@ -313,6 +341,7 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
     } else if broker.replays.open[owner.index()] >= QUESTIONS_MAX {
         replay.state = State::Blocked;
         broker.replays.blocked[owner.index()].push_back(id);
+        broker.replays.blocked_len += 1;
     } else {
         ask(broker, id, owner, room);
     }
