@@ -79,6 +79,9 @@ pub const SPILL_BYTES_MARK: usize = 1024 * 1024;
 /// Bytes of publishes that one lane holds before its publishers wait, give or take the message
 /// that crosses a batch's mark: the ring, the spill, and the batch of the tick.
 pub const LANE_BYTES_MAX: usize = (LANE_RING_LEN + 1) * BATCH_BYTES + SPILL_BYTES_MARK;
+/// What a stored message takes, for each byte of its entry in a lane, at most: small ones cost
+/// more to keep than to send.
+pub const STORED_PER_LANE_BYTE: usize = 5;
 /// Open questions from one shard to one other (SHARDS.md L4).
 pub const QUESTIONS_MAX: usize = 256;
 /// Retained messages in one answer to a replay's question.

@@ -28,7 +28,7 @@ use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Store
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::GroupId;
-use super::{Broker, Dirty, replay};
+use super::{Broker, Dirty, memory, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -76,6 +76,12 @@ impl Publication<'_> {
         let key = messages.insert(self.to_message(None));
         self.memo.stored.set(Some(key));
         key
+    }
+
+    /// Whether keeping it takes no further memory.
+    #[inline]
+    fn is_stored(&self) -> bool {
+        self.memo.stored.get().is_some()
     }
 
     /// What would be stored.
@@ -303,8 +309,14 @@ fn to_window_or_queue(
     qos: QoS,
     terms: &Terms<'_>,
 ) {
-    let Broker { sessions, conns, messages, variants, out, stats, config, changes, .. } = broker;
+    let Broker { sessions, conns, messages, variants, out, stats, config, place, changes, .. } =
+        broker;
     let Some(session) = sessions.get_mut(key) else { return };
+    let size = publication.to_message(None).size();
+    if !publication.is_stored() && messages.bytes() + size > memory::bytes_max(config, *place) {
+        stats.dropped_memory += 1;
+        return;
+    }
     let is_recorded = qos == QoS::ExactlyOnce && changes.is_enabled() && session.is_durable();
     let outgoing = session.outgoing.get_or_insert_with(Box::default);
     let queued = |message| Queued {
@@ -332,11 +344,6 @@ fn to_window_or_queue(
         let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
         variant.append(id, conn, &mut out.dirty, Some(packet_id), shared);
         stats.count_out(qos, variant.len);
-        return;
-    }
-    let size = publication.to_message(None).size();
-    if messages.bytes() + size > config.memory_budget {
-        stats.dropped_memory += 1;
         return;
     }
     let bounds = (config.queue_len_max, config.queue_bytes_max);

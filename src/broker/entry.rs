@@ -30,6 +30,7 @@ const APPLIED: u8 = 6;
 const QUERY: u8 = 7;
 const REPLY: u8 = 8;
 const END: u8 = 9;
+const MEMORY: u8 = 10;
 
 const QOS: u8 = 0b11;
 const RETAIN: u8 = 1 << 2;
@@ -211,6 +212,10 @@ pub(crate) enum Entry<'a> {
     End {
         step: u8,
     },
+    /// The sender is short of memory for messages, or no longer (SHARDS.md L6).
+    Memory {
+        is_short: bool,
+    },
 }
 
 /// One counter per shard.
@@ -338,6 +343,10 @@ impl Batch {
 
     pub(crate) fn push_end(&mut self, step: u8) {
         self.bytes.extend_from_slice(&[END, step]);
+    }
+
+    pub(crate) fn push_memory(&mut self, is_short: bool) {
+        self.bytes.extend_from_slice(&[MEMORY, u8::from(is_short)]);
     }
 
     fn push_head(&mut self, message: &Message<'_>, flags: u8) {
@@ -550,6 +559,7 @@ impl<'a> Iterator for Reader<'a> {
                 values: self.length(),
             }),
             END => Entry::End { step: self.byte() },
+            MEMORY => Entry::Memory { is_short: self.byte() != 0 },
             tag => panic!("invariant: no entry has tag {tag}"),
         })
     }
@@ -603,6 +613,7 @@ mod tests {
         batch.push_reply(9, "", &[7, 8], 1);
         batch.push_value(&shared, ShardId::new(1), 77);
         batch.push_end(2);
+        batch.push_memory(true);
         assert_eq!(batch.shared.len(), 3, "large payloads are not copied");
 
         let mut reader = Reader::new(&batch);
@@ -642,6 +653,7 @@ mod tests {
         assert_eq!((value.origin, value.number), (ShardId::new(1), 77));
         assert_eq!(value.message.publisher_id, "client");
         assert!(matches!(reader.next(), Some(Entry::End { step: 2 })));
+        assert!(matches!(reader.next(), Some(Entry::Memory { is_short: true })));
         assert!(reader.next().is_none());
     }
 

@@ -100,12 +100,12 @@ impl Stored {
 
     /// Bytes that count against bounds and budget.
     pub(crate) fn size(&self) -> usize {
-        self.bytes.len() + self.shared.len() + OVERHEAD
+        self.bytes.len() + self.shared.len() + STORED_OVERHEAD
     }
 }
 
 /// What a message costs beyond its bytes, for the bounds.
-const OVERHEAD: usize = 64;
+pub(crate) const STORED_OVERHEAD: usize = 64;
 /// A free slot keeps a buffer of at most this size.
 const RECYCLED_BYTES_MAX: usize = 1024;
 
@@ -125,7 +125,7 @@ pub(crate) struct NewMessage<'a> {
 impl NewMessage<'_> {
     /// What [`Stored::size`] will be.
     pub(crate) fn size(&self) -> usize {
-        self.topic.len() + self.forwarded.len() + self.payload.bytes.len() + OVERHEAD
+        self.topic.len() + self.forwarded.len() + self.payload.bytes.len() + STORED_OVERHEAD
     }
 }
 

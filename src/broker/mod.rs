@@ -24,6 +24,7 @@ pub(crate) mod deliver;
 pub(crate) mod entry;
 pub(crate) mod inflight;
 pub(crate) mod interest;
+pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
 mod publish;
@@ -95,7 +96,8 @@ pub struct Config {
     pub subscriptions_max: usize,
     /// Bytes waiting for one connection above which QoS 0 messages for it are dropped.
     pub outbox_bytes_max: usize,
-    /// This shard's share of the memory for stored messages, in bytes.
+    /// This shard's share of the memory for stored messages, in bytes. Above seven eighths of it
+    /// publications are refused.
     pub memory_budget: usize,
     /// Whether durable state is recorded as [`Change`]s, and answers wait for their commit.
     pub record_changes: bool,
@@ -266,6 +268,7 @@ pub struct Broker {
     pub(crate) conns: conn::Conns,
     pub(crate) sessions: session::Sessions,
     pub(crate) messages: message::Messages,
+    pub(crate) memory: memory::Memory,
     pub(crate) variants: deliver::Variants,
     pub(crate) publishing: publish::Publishing,
     pub(crate) wills: will::Wills,
@@ -304,6 +307,7 @@ impl Broker {
             conns: conn::Conns::default(),
             sessions: session::Sessions::new(seed),
             messages: message::Messages::default(),
+            memory: memory::Memory::default(),
             variants: deliver::Variants::default(),
             publishing: publish::Publishing::default(),
             wills: will::Wills::default(),
@@ -428,9 +432,10 @@ impl Broker {
         }
     }
 
-    /// The shard has taken the batches: whoever waited for room in one goes on. To be called
-    /// whenever it has.
+    /// The shard has taken the batches: whoever waited for room in one goes on. To be called in
+    /// each tick.
     pub fn handle_flushed(&mut self, now: Time) {
+        memory::say(self);
         if route::on_flushed(self) {
             self.handle_progress(now);
         }

@@ -17,9 +17,9 @@ use crate::ids::ConnId;
 use super::change::{Parked, Record};
 use super::deliver::{Memo, Publication};
 use super::inflight::Held;
-use super::message::Payload;
+use super::message::{Payload, STORED_OVERHEAD};
 use super::session::SessionKey;
-use super::{Broker, Frame, Step, Wait, route};
+use super::{Broker, Frame, Step, Wait, memory, route};
 
 /// Buffers of the publication in hand.
 #[derive(Debug, Default)]
@@ -127,7 +127,7 @@ impl Broker {
             return Step::Wait;
         }
         self.count_in(publish.qos);
-        if let Some(refusal) = self.refusal(key, topic) {
+        if let Some(refusal) = self.refusal(key, publish, topic, frame) {
             return self.refuse_publish(now, conn, key, publish, refusal);
         }
         self.accept_publish(now, conn, key, publish, topic, frame);
@@ -135,8 +135,19 @@ impl Broker {
     }
 
     /// Why a publication is not taken, if it is not.
-    fn refusal(&mut self, key: SessionKey, topic: &str) -> Option<ReasonCode> {
-        if self.messages.bytes() > self.config.memory_budget {
+    fn refusal(
+        &mut self,
+        key: SessionKey,
+        publish: &Publish<'_>,
+        topic: &str,
+        frame: Frame<'_>,
+    ) -> Option<ReasonCode> {
+        let is_kept = publish.qos > QoS::AtMostOnce || publish.retain;
+        let size = if is_kept { topic.len() + frame.len + STORED_OVERHEAD } else { 0 };
+        // What clears a retained message gives memory back.
+        let is_clear = publish.retain && publish.payload.is_empty();
+        let has_room = self.messages.bytes() + size <= self.config.memory_budget;
+        if !(is_clear && has_room) && memory::is_short_for(self, topic, publish.retain, size) {
             return Some(ReasonCode::QUOTA_EXCEEDED);
         }
         if is_reserved(topic) {

@@ -28,7 +28,7 @@ use crate::limits::{
 
 use super::entry::{Message, Query, Stamp};
 use super::message::{MessageKey, Messages, Payload};
-use super::{Broker, Place};
+use super::{Broker, Place, memory};
 
 /// One topic's retained message.
 #[derive(Debug)]
@@ -270,7 +270,7 @@ fn differ(above: &str, wanted: &str, topic: &str, has_more: bool) -> Verdict {
 /// Processes a retained publish as owner: an empty payload clears, any other replaces
 /// `[MQTT-3.3.1-5]`, `[MQTT-3.3.1-6]`. The mark advances whatever becomes of it.
 pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
-    let Broker { retained, messages, config, stats, .. } = broker;
+    let Broker { retained, messages, config, place, stats, .. } = broker;
     retained.advance(store.origin, store.number);
     let message = &store.message;
     let existing = retained.by_topic.get(message.topic).copied();
@@ -283,7 +283,7 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
     }
     let mut new = message.to_new();
     let has_room = existing.is_some() || retained.values.len() < RETAINED_TOPICS_MAX;
-    if !has_room || messages.bytes() + new.size() > config.memory_budget {
+    if !has_room || messages.bytes() + new.size() > memory::bytes_max(config, *place) {
         // Nothing is better than the value that this one was to replace.
         if let Some(index) = existing {
             retained.remove(messages, index);

@@ -26,7 +26,7 @@ use super::session::SessionKey;
 use super::shared_sub::GroupId;
 use super::subscribe::{self, FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
-use super::{Broker, Place, Wait, replay};
+use super::{Broker, Place, Wait, memory, replay};
 
 /// What became of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +220,7 @@ pub(crate) fn may_publish(broker: &Broker, topic: &str, retain: bool) -> Result<
 }
 
 /// The shards to which a publish to this topic may go, besides this one.
-fn find_targets(broker: &Broker, topic: &str, retain: bool) -> ShardSet {
+pub(crate) fn find_targets(broker: &Broker, topic: &str, retain: bool) -> ShardSet {
     let hash = broker.interest.topic_hash(topic);
     let mut towards = broker.interest.wanted_exactly(hash).shards;
     if retain {
@@ -499,6 +499,7 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
             Entry::Query(query) => retained::on_query(broker, now, from, &query),
             Entry::Reply(reply) => replay::on_reply(broker, now, from, &reply, &mut entries),
             Entry::End { step } => broker.routing.ending.hear(from, step),
+            Entry::Memory { is_short } => broker.memory.hear(from, is_short),
         }
     }
     if !broker.retained.is_idle() {
@@ -509,6 +510,8 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
         let Broker { out, retained, .. } = broker;
         out.batches[from.index()].push_applied(through, retained.counters());
     }
+    // At once: meanwhile the others go on sending.
+    memory::say(broker);
     go_on_ending(broker);
 }
 

@@ -378,7 +378,59 @@ fn bounds_of_the_queue_and_of_memory() {
         world.publish(publisher, "t", &"x".repeat(300), QoS::AtLeastOnce, n);
     }
     assert!(world.brokers[0].message_bytes() <= 1000);
-    assert_eq!(world.brokers[0].stats().dropped_memory, 3);
+    assert_eq!(world.brokers[0].stats().dropped_memory, 0);
+    assert_eq!(world.brokers[0].stats().publishes_refused, 3);
+    let codes = [ReasonCode::SUCCESS; 2].into_iter().chain([ReasonCode::QUOTA_EXCEEDED; 3]);
+    let acks: Vec<Got> = (1..).zip(codes).map(|(n, code)| Got::PubAck(n, code)).collect();
+    assert_eq!(world.take(publisher), acks);
+}
+
+/// SHARDS.md L6: what a shard has no memory for is refused before it is forwarded, wherever its
+/// publisher is at home, windows included; never acknowledged and then dropped. When the
+/// subscriber has acknowledged, it goes on.
+#[test]
+fn short_memory_elsewhere_refuses_publications() {
+    for shards in [1, 2] {
+        let config = Config { memory_budget: 100_000, ..Config::default() };
+        let mut world = World::with_config(shards, &config);
+        let (here, there) = (world.id_on(0, 0), world.id_on(shards - 1, 1));
+        let (publisher, _) = world.join(&hello(Version::V5, &here));
+        let (subscriber, _) = world.join(&hello(Version::V5, &there));
+        world.subscribe(subscriber, "t", QoS::AtLeastOnce);
+        world.take(subscriber);
+        let payload = vec![b'x'; 10_000];
+        let all: Vec<_> = (1..=60)
+            .map(|n| Packet::Publish(publish("t", &payload, QoS::AtLeastOnce, n)))
+            .collect();
+        world.send_all(publisher, &all);
+        let acks = world.take(publisher);
+        let count = |reason| {
+            acks.iter().filter(|got| matches!(got, Got::PubAck(_, r) if *r == reason)).count()
+        };
+        let taken = count(ReasonCode::SUCCESS);
+        assert!((8..60).contains(&taken), "{shards} shards took {taken}");
+        assert_eq!(taken + count(ReasonCode::QUOTA_EXCEEDED), 60);
+        let received = world.take(subscriber);
+        assert_eq!(received.len(), taken, "{shards} shards");
+        world.publish(publisher, "t", "0", QoS::AtMostOnce, 0);
+        assert_eq!(world.take(subscriber), []);
+        let sum = |world: &World, of: fn(&crate::broker::Stats) -> u64| {
+            world.brokers.iter().map(|broker| of(broker.stats())).sum::<u64>()
+        };
+        assert_eq!(sum(&world, |stats| stats.dropped_memory), 1, "QoS 0");
+        assert_eq!(world.brokers[0].stats().publishes_refused, 60 - taken as u64);
+        // What gives memory back is taken.
+        let mut clear = publish("t", b"", QoS::AtLeastOnce, 61);
+        clear.retain = true;
+        world.send(publisher, &Packet::Publish(clear));
+        assert!(matches!(world.take(publisher)[..], [Got::PubAck(61, ReasonCode::SUCCESS)]));
+        for got in received.iter().chain(&world.take(subscriber)) {
+            let Got::Publish(got) = got else { panic!("{got:?}") };
+            world.send(subscriber, &Packet::PubAck(Ack::new(id(got.id), ReasonCode::SUCCESS)));
+        }
+        world.send(publisher, &Packet::Publish(publish("t", &payload, QoS::AtLeastOnce, 62)));
+        assert_eq!(world.take(publisher), [Got::PubAck(62, ReasonCode::SUCCESS)]);
+    }
 }
 
 /// PITFALLS 52, 83: what looks like the server's own, or like a filter, is not published.
