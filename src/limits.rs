@@ -32,9 +32,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const TOPIC_LEVELS_MAX: usize = 128;
 /// Subscriptions of one session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 100_000;
-/// Filters in one SUBSCRIBE or UNSUBSCRIBE that are held at once while the barrier is awaited; a
-/// packet within the size limit can carry no more than this many of four bytes each.
-pub const FILTERS_PER_PACKET_MAX: usize = 65_536;
+/// Filters of one SUBSCRIBE or UNSUBSCRIBE: what one packet makes a tick do. In a SUBSCRIBE each
+/// one beyond is refused; an UNSUBSCRIBE with more cannot be refused so and ends its connection.
+pub const FILTERS_PER_PACKET_MAX: usize = 8192;
 
 /// QoS 1 and 2 messages that a client may have unacknowledged towards us (Receive Maximum).
 pub const RECEIVE_MAXIMUM: u16 = 1024;

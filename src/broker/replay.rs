@@ -15,7 +15,7 @@
 //! `fresh` is empty while no question is open.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use foldhash::fast::FixedState;
@@ -65,6 +65,27 @@ struct Replay {
     /// Where the next piece starts, at this owner.
     start: String,
     state: State,
+}
+
+/// The replays of one session.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    by_filter: BTreeMap<FilterId, ReplayId>,
+    /// Those of them in state `NoRoom`: at QoS 0, which need no window, and at 1 and 2.
+    no_room: [BTreeSet<FilterId>; 2],
+}
+
+impl Running {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ReplayId> {
+        self.by_filter.values().copied()
+    }
+
+    fn remove(&mut self, filter: FilterId) -> Option<ReplayId> {
+        for waiting in &mut self.no_room {
+            waiting.remove(&filter);
+        }
+        self.by_filter.remove(&filter)
+    }
 }
 
 #[derive(Debug)]
@@ -117,6 +138,12 @@ impl Replays {
     #[cfg(test)]
     pub(crate) fn open_to(&self, owner: ShardId) -> usize {
         self.open[owner.index()]
+    }
+
+    /// How many may go on.
+    #[cfg(test)]
+    pub(crate) fn ready_len(&self) -> usize {
+        self.ready.len()
     }
 
     /// Whether no question is open.
@@ -239,8 +266,14 @@ impl Replays {
 }
 
 /// The subscription has begun: its retained messages follow. What an earlier replay of it has not
-/// sent yet, this one does.
-pub(crate) fn start(broker: &mut Broker, now: Time, session: SessionKey, filter: FilterId) {
+/// sent yet, this one does. Its first piece is sent `at_once`, or in its turn.
+pub(crate) fn start(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    filter: FilterId,
+    at_once: bool,
+) {
     cancel(broker, session, filter);
     let text = broker.topic_tree.filter(filter).into_boxed_str();
     let base = know_base(broker);
@@ -255,29 +288,42 @@ pub(crate) fn start(broker: &mut Broker, now: Time, session: SessionKey, filter:
     let state = State::Ready;
     let replay = Replay { session, filter, text, base, owner: first, owners_left, start, state };
     let id = ReplayId(replays.replays.insert(replay) as u32);
-    owner.subscriptions.replays.push((filter, id));
-    replays.ready.push_back(id);
-    // Mostly there is little to replay: what fits goes out with the SUBACK.
-    step(broker, now, id);
+    owner.subscriptions.replays.by_filter.insert(filter, id);
+    match at_once {
+        true => step(broker, now, id),
+        false => replays.ready.push_back(id),
+    }
 }
 
 /// Its subscription has ended, or begins anew.
 pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId) {
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    let replays = &mut owner.subscriptions.replays;
-    if let Some(at) = replays.iter().position(|(of, _)| *of == filter) {
-        let (_, id) = replays.swap_remove(at);
+    if let Some(id) = owner.subscriptions.replays.remove(filter) {
         broker.replays.remove(id);
+        // It may have been the one that was to bring the next.
+        on_room(broker, session);
     }
 }
 
-/// A session may have room again: its replays go on in [`run`].
+/// A session may have room again: one replay of a kind goes on in [`run`], and each that finds room
+/// brings the next. So what an acknowledgement costs does not depend on how many wait.
 pub(crate) fn on_room(broker: &mut Broker, session: SessionKey) {
-    let Some(owner) = broker.sessions.get(session) else { return };
-    for (_, id) in &owner.subscriptions.replays {
-        if broker.replays.get(*id).is_some_and(|replay| replay.state == State::NoRoom) {
-            broker.replays.set_ready(*id);
+    let Some(owner) = broker.sessions.get_mut(session) else { return };
+    let running = &mut owner.subscriptions.replays;
+    for waiting in &mut running.no_room {
+        if let Some(filter) = waiting.pop_first() {
+            broker.replays.set_ready(running.by_filter[&filter]);
         }
+    }
+}
+
+/// A replay waits until [`on_room`].
+fn set_no_room(broker: &mut Broker, id: ReplayId, qos: QoS) {
+    let replay = &mut broker.replays.replays[id.0 as usize];
+    replay.state = State::NoRoom;
+    if let Some(owner) = broker.sessions.get_mut(replay.session) {
+        let kind = usize::from(qos > QoS::AtMostOnce);
+        owner.subscriptions.replays.no_room[kind].insert(replay.filter);
     }
 }
 
@@ -322,12 +368,16 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
         .get(session)
         .and_then(|session| session.subscriptions.plain(filter))
         .expect("invariant: a replay ends before its subscription does");
-    let room = room(broker, session, subscription.options.qos);
+    let qos = subscription.options.qos;
+    let room = room(broker, session, qos);
     let is_here = owner == broker.place.shard;
+    // Shutting down: no more questions (section 7). It stays where it is.
+    if room == 0 || !is_here && broker.routing.is_ending() {
+        return set_no_room(broker, id, qos);
+    }
+    on_room(broker, session);
     let replay = &mut broker.replays.replays[id.0 as usize];
-    if room == 0 {
-        replay.state = State::NoRoom;
-    } else if is_here {
+    if is_here {
         let (text, start) = (replay.text.clone(), std::mem::take(&mut replay.start));
         let (found, next) = retained::take_piece(broker, now, (&text, &start), room);
         for &index in &found {
@@ -335,9 +385,6 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
         }
         retained::recycle(broker, found);
         advance(broker, id, next.as_deref());
-    } else if broker.routing.is_ending() {
-        // Shutting down: no more questions (section 7). It stays where it is.
-        replay.state = State::NoRoom;
     } else if broker.replays.open[owner.index()] >= QUESTIONS_MAX {
         replay.state = State::Blocked;
         broker.replays.blocked[owner.index()].push_back(id);
@@ -379,7 +426,7 @@ fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
     let Replay { session, filter, .. } = *replay;
     broker.replays.remove(id);
     if let Some(owner) = broker.sessions.get_mut(session) {
-        owner.subscriptions.replays.retain(|other| *other != (filter, id));
+        owner.subscriptions.replays.remove(filter);
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Group {
     /// `share name/filter`; a ShareName has no slash, so this is unique.
     pub(crate) key: Box<str>,
     pub(crate) filter: FilterId,
+    /// Its place among the filter's groups.
+    pub(crate) at: u32,
     members: Vec<Member>,
     places: HashMap<SessionKey, u32, FixedState>,
     online: u32,
@@ -95,8 +97,8 @@ impl SharedSubs {
         self.by_key.get(key).copied()
     }
 
-    /// A new group; there is none of this key.
-    pub(crate) fn insert(&mut self, key: &str, filter: FilterId) -> GroupId {
+    /// A new group, which stands `at` this place of its filter; there is none of this key.
+    pub(crate) fn insert(&mut self, key: &str, filter: FilterId, at: u32) -> GroupId {
         let shards = if self.place.shards == 1 { 0 } else { self.place.shards };
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
@@ -104,6 +106,7 @@ impl SharedSubs {
             serial,
             key: key.into(),
             filter,
+            at,
             members: Vec::new(),
             places: HashMap::with_hasher(FixedState::with_seed(self.seed ^ 5)),
             online: 0,
@@ -121,13 +124,13 @@ impl SharedSubs {
     }
 
     /// Forgets a group of which there is nothing to know, and says where it stood.
-    pub(crate) fn remove_if_idle(&mut self, id: GroupId) -> Option<FilterId> {
+    pub(crate) fn remove_if_idle(&mut self, id: GroupId) -> Option<(FilterId, u32)> {
         if !self.get(id).is_idle() {
             return None;
         }
         let group = self.groups.remove(id.index as usize);
         self.by_key.remove(&group.key);
-        Some(group.filter)
+        Some((group.filter, group.at))
     }
 
     /// Whether this group still exists.

@@ -11,8 +11,8 @@
 //! its filter's interest; a filter is in the tree exactly while somebody here or elsewhere has it.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Time;
 use crate::codec::mqtt::topic::{Filter, check_filter};
@@ -21,12 +21,12 @@ use crate::codec::mqtt::{
     SubscriptionOptions, Unsubscribe, Version,
 };
 use crate::ids::{ConnId, ShardId};
-use crate::limits::DEFERRED_PER_TICK;
+use crate::limits::{DEFERRED_PER_TICK, FILTERS_PER_PACKET_MAX, REPLAY_PIECES_PER_TICK};
 
 use super::change::{Parked, Record};
 use super::entry::Interest as Change;
 use super::interest::{Announced, Key, Wanted};
-use super::replay::{self, ReplayId};
+use super::replay::{self, Running};
 use super::session::{Session, SessionKey};
 use super::shared_sub::{GroupId, Member, News};
 use super::topic_tree::FilterId;
@@ -88,21 +88,34 @@ impl FilterState {
 pub(crate) struct SessionSubscriptions {
     plain: BTreeMap<FilterId, Held>,
     shared: BTreeMap<GroupId, ()>,
-    /// Plain ones in the barrier.
-    waiting: u32,
+    /// Plain ones in the barrier: how often each.
+    waiting: BTreeMap<FilterId, u32>,
+    /// The SUBSCRIBEs that wait: of this connection one, and of earlier ones.
+    packets: Vec<Turn>,
     /// Replays of retained messages that are under way.
-    pub(crate) replays: Vec<(FilterId, ReplayId)>,
+    pub(crate) replays: Running,
 }
 
 impl SessionSubscriptions {
     /// How many, those in the barrier too.
     pub(crate) fn len(&self) -> usize {
-        self.plain.len() + self.shared.len() + self.waiting as usize
+        self.plain.len() + self.shared.len() + self.waiting.len()
     }
 
     /// The plain subscription to this filter, if it has begun.
     pub(crate) fn plain(&self, filter: FilterId) -> Option<&Subscription> {
         self.plain.get(&filter).map(|held| &held.subscription)
+    }
+
+    /// One in the barrier has begun or was taken back.
+    fn stop_waiting(&mut self, filter: FilterId) {
+        let Entry::Occupied(mut entry) = self.waiting.entry(filter) else {
+            unreachable!("invariant: what is in the barrier is counted");
+        };
+        *entry.get_mut() -= 1;
+        if *entry.get() == 0 {
+            entry.remove();
+        }
     }
 }
 
@@ -134,11 +147,13 @@ struct Waiting {
     beginnings: Vec<Beginning>,
 }
 
+/// When a SUBSCRIBE is answered: by the change of interest that it waits for, then by arrival.
+type Turn = (u64, u64);
+
 /// All SUBSCRIBEs that wait, in the order in which they will be answered.
 #[derive(Debug)]
 pub(crate) struct Subscribing {
-    /// By the change of interest that each waits for, then by arrival.
-    waiting: BTreeMap<(u64, u64), Waiting>,
+    waiting: BTreeMap<Turn, Waiting>,
     arrivals: u64,
 }
 
@@ -153,8 +168,9 @@ impl Subscribing {
     }
 }
 
-/// SUBSCRIBE: each filter is judged on its own and gets its code in order `[MQTT-3.8.4-6]`. No
-/// Local on a Shared Subscription has been refused when the packet was decoded `[MQTT-3.8.3-4]`.
+/// SUBSCRIBE: each filter is judged on its own and gets its code in order `[MQTT-3.8.4-6]`, those
+/// beyond [`FILTERS_PER_PACKET_MAX`] Quota exceeded. No Local on a Shared Subscription has been
+/// refused when the packet was decoded `[MQTT-3.8.3-4]`.
 pub(crate) fn on_subscribe(
     broker: &mut Broker,
     now: Time,
@@ -167,9 +183,9 @@ pub(crate) fn on_subscribe(
     let mut codes = Vec::new();
     let mut beginnings = Vec::new();
     let mut barrier = 0;
-    for line in packet.filters.iter() {
+    for line in packet.filters.iter().take(FILTERS_PER_PACKET_MAX) {
         let id = packet.subscription_id;
-        codes.push(match judge(broker, session, &line, id, &beginnings) {
+        codes.push(match judge(broker, session, &line, id) {
             Ok((filter, subscription)) => {
                 let number = match filter.share_name {
                     Some(_) => join(broker, session, line.filter, filter.filter, subscription),
@@ -186,6 +202,7 @@ pub(crate) fn on_subscribe(
             Err(reason) => reason.0,
         });
     }
+    codes.resize(packet.filters.count(), ReasonCode::QUOTA_EXCEEDED.0);
     let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, beginnings };
     if broker.interest.is_applied(barrier) {
         return match finish(broker, now, waiting) {
@@ -198,8 +215,11 @@ pub(crate) fn on_subscribe(
     }
     broker.pause(conn);
     broker.subscribing.arrivals += 1;
-    let arrival = broker.subscribing.arrivals;
-    broker.subscribing.waiting.insert((barrier, arrival), waiting);
+    let turn = (barrier, broker.subscribing.arrivals);
+    broker.subscribing.waiting.insert(turn, waiting);
+    if let Some(owner) = broker.sessions.get_mut(session) {
+        owner.subscriptions.packets.push(turn);
+    }
     Step::Pause
 }
 
@@ -209,7 +229,6 @@ fn judge<'a>(
     session: SessionKey,
     line: &SubscribeFilter<'a>,
     id: Option<u32>,
-    beginnings: &[Beginning],
 ) -> Result<(Filter<'a>, Subscription), ReasonCode> {
     let filter = check_filter(line.filter).map_err(|_| ReasonCode::TOPIC_FILTER_INVALID)?;
     if filter.share_name.is_some() && !broker.config.shared_subscriptions {
@@ -226,9 +245,7 @@ fn judge<'a>(
         return Err(ReasonCode::NOT_AUTHORIZED);
     }
     let held = &owner.subscriptions;
-    if held.len() >= broker.config.subscriptions_max
-        && !holds(broker, held, line.filter, filter, beginnings)
-    {
+    if held.len() >= broker.config.subscriptions_max && !holds(broker, held, line.filter, filter) {
         return Err(ReasonCode::QUOTA_EXCEEDED);
     }
     let qos = line.options.qos.min(broker.config.maximum_qos);
@@ -236,21 +253,16 @@ fn judge<'a>(
     Ok((filter, Subscription { options, id: id.unwrap_or(0) }))
 }
 
-/// Whether it replaces one that the session has, or has asked for in this packet.
-fn holds(
-    broker: &Broker,
-    held: &SessionSubscriptions,
-    whole: &str,
-    filter: Filter<'_>,
-    beginnings: &[Beginning],
-) -> bool {
+/// Whether it replaces one that the session has or has asked for.
+fn holds(broker: &Broker, held: &SessionSubscriptions, whole: &str, filter: Filter<'_>) -> bool {
     if filter.share_name.is_some() {
         let group = broker.shared_subs.find(group_key(whole));
         return group.is_some_and(|group| held.shared.contains_key(&group));
     }
-    broker.topic_tree.find(filter.filter).is_some_and(|id| {
-        held.plain(id).is_some() || beginnings.iter().any(|beginning| beginning.filter == id)
-    })
+    broker
+        .topic_tree
+        .find(filter.filter)
+        .is_some_and(|id| held.plain.contains_key(&id) || held.waiting.contains_key(&id))
 }
 
 /// `share name/filter` of `$share/share name/filter`.
@@ -288,7 +300,7 @@ fn prepare(
     let filter = enter(broker, filter);
     broker.topic_tree[filter].waiting += 1;
     if let Some(session) = broker.sessions.get_mut(session) {
-        session.subscriptions.waiting += 1;
+        *session.subscriptions.waiting.entry(filter).or_default() += 1;
     }
     (hold(broker, filter, durable), Beginning { filter, durable, subscription })
 }
@@ -384,8 +396,11 @@ pub(crate) fn on_applied(broker: &mut Broker, now: Time) {
         if first.key().0 > through {
             return;
         }
-        let waiting = first.remove();
+        let (turn, waiting) = first.remove_entry();
         let conn = waiting.conn;
+        if let Some(owner) = broker.sessions.get_mut(waiting.session) {
+            owner.subscriptions.packets.retain(|other| *other != turn);
+        }
         if finish(broker, now, waiting) == Acked::Now {
             broker.resume(now, conn);
         }
@@ -424,8 +439,9 @@ fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
     if broker.conns.get(conn).is_some_and(|conn| conn.session == Some(session)) {
         acked = acknowledge(broker, conn, session, &Packet::SubAck(SubAck::new(packet_id, &codes)));
     }
-    for filter in replays {
-        replay::start(broker, now, session, filter);
+    // Mostly there is little to replay: what fits goes out with the SUBACK.
+    for (index, filter) in replays.into_iter().enumerate() {
+        replay::start(broker, now, session, filter, index < REPLAY_PIECES_PER_TICK);
     }
     acked
 }
@@ -485,7 +501,7 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
     let Some(owner) = broker.sessions.get_mut(session) else {
         unreachable!("invariant: what waits ends before its session does");
     };
-    owner.subscriptions.waiting -= 1;
+    owner.subscriptions.stop_waiting(filter);
     let state = &mut broker.topic_tree[filter];
     state.waiting -= 1;
     state.durable += u32::from(durable);
@@ -535,8 +551,9 @@ pub(crate) fn find_or_insert_group(broker: &mut Broker, key: &str, filter: &str)
         return group;
     }
     let place = enter(broker, filter);
-    let group = broker.shared_subs.insert(key, place);
-    broker.topic_tree[place].groups.push(group);
+    let groups = &mut broker.topic_tree[place].groups;
+    let group = broker.shared_subs.insert(key, place, groups.len() as u32);
+    groups.push(group);
     broker.routing.forget_matches();
     group
 }
@@ -559,15 +576,20 @@ fn tell_members(broker: &mut Broker, group: GroupId) {
 
 /// Forgets a group that nobody has any more, here or elsewhere.
 pub(crate) fn leave_group_if_idle(broker: &mut Broker, group: GroupId) {
-    if let Some(filter) = broker.shared_subs.remove_if_idle(group) {
-        broker.topic_tree[filter].groups.retain(|other| *other != group);
+    if let Some((filter, at)) = broker.shared_subs.remove_if_idle(group) {
+        let groups = &mut broker.topic_tree[filter].groups;
+        groups.swap_remove(at as usize);
+        if let Some(&moved) = groups.get(at as usize) {
+            broker.shared_subs.get_mut(moved).at = at;
+        }
         broker.routing.forget_matches();
         leave_if_unused(broker, filter);
     }
 }
 
 /// UNSUBSCRIBE: takes effect at once, and tells for each filter whether it was subscribed to
-/// `[MQTT-3.11.3-1]`.
+/// `[MQTT-3.11.3-1]`. UNSUBACK of 3.1.1 can refuse nothing, that of 5.0 has no code for a quota: one
+/// with more than [`FILTERS_PER_PACKET_MAX`] filters ends its connection, before anything is done.
 pub(crate) fn on_unsubscribe(
     broker: &mut Broker,
     now: Time,
@@ -577,7 +599,11 @@ pub(crate) fn on_unsubscribe(
     let Some(session) = broker.conns.get(conn).and_then(|conn| conn.session) else {
         return Step::Close;
     };
+    if packet.filters.iter().nth(FILTERS_PER_PACKET_MAX).is_some() {
+        return broker.disconnect(now, conn, ReasonCode::QUOTA_EXCEEDED);
+    }
     let mut codes = Vec::new();
+    let mut taken_back = BTreeSet::new();
     for whole in packet.filters.iter() {
         let removed = match check_filter(whole) {
             Err(_) => Err(ReasonCode::TOPIC_FILTER_INVALID),
@@ -588,7 +614,7 @@ pub(crate) fn on_unsubscribe(
             Ok(Filter { filter, .. }) => Ok(broker
                 .topic_tree
                 .find(filter)
-                .is_some_and(|id| end_plain(broker, now, session, id))),
+                .is_some_and(|id| end_plain(broker, now, session, id, &mut taken_back))),
         };
         codes.push(match removed {
             Ok(true) => {
@@ -598,6 +624,9 @@ pub(crate) fn on_unsubscribe(
             Ok(false) => ReasonCode::NO_SUBSCRIPTION_EXISTED.0,
             Err(reason) => reason.0,
         });
+    }
+    if !taken_back.is_empty() {
+        end_waiting(broker, now, session, Some(&taken_back));
     }
     let packet_id = packet.packet_id;
     match acknowledge(broker, conn, session, &Packet::UnsubAck(SubAck::new(packet_id, &codes))) {
@@ -609,41 +638,48 @@ pub(crate) fn on_unsubscribe(
     }
 }
 
-/// Ends a plain subscription, one that is still in the barrier of an earlier connection too.
-fn end_plain(broker: &mut Broker, now: Time, session: SessionKey, filter: FilterId) -> bool {
+/// Ends a plain subscription. One that is still in the barrier of an earlier connection, the caller
+/// takes back with all others of that kind. Tells whether there was either.
+fn end_plain(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    filter: FilterId,
+    taken_back: &mut BTreeSet<FilterId>,
+) -> bool {
     let Some(owner) = broker.sessions.get_mut(session) else { return false };
-    let waits = owner.subscriptions.waiting > 0;
+    let waited = owner.subscriptions.waiting.contains_key(&filter) && taken_back.insert(filter);
     let held = owner.subscriptions.plain.remove(&filter);
     if let Some(held) = held {
         replay::cancel(broker, session, filter);
         remove_subscriber(broker, filter, held);
         release(broker, now, filter, held.durable);
     }
-    let waited = waits && end_waiting(broker, now, session, Some(filter));
     held.is_some() || waited
 }
 
-/// Takes back what a session has in the barrier: of one filter, or all of it. The SUBACK is still
-/// owed where its connection is still there. Tells whether there was something.
+/// Takes back what a session has in the barrier: of these filters, or all of it. The SUBACK is
+/// still owed where its connection is still there.
 fn end_waiting(
     broker: &mut Broker,
     now: Time,
     session: SessionKey,
-    filter: Option<FilterId>,
-) -> bool {
+    filters: Option<&BTreeSet<FilterId>>,
+) {
     let mut ended = Vec::new();
-    for waiting in broker.subscribing.waiting.values_mut().filter(|w| w.session == session) {
-        let ends = |b: &mut Beginning| filter.is_none_or(|filter| b.filter == filter);
+    let Some(owner) = broker.sessions.get_mut(session) else { return };
+    for turn in &owner.subscriptions.packets {
+        let Some(waiting) = broker.subscribing.waiting.get_mut(turn) else { continue };
+        let ends = |b: &mut Beginning| filters.is_none_or(|filters| filters.contains(&b.filter));
         ended.extend(waiting.beginnings.extract_if(.., ends));
     }
     for beginning in &ended {
-        if let Some(owner) = broker.sessions.get_mut(session) {
-            owner.subscriptions.waiting -= 1;
-        }
+        owner.subscriptions.stop_waiting(beginning.filter);
+    }
+    for beginning in &ended {
         broker.topic_tree[beginning.filter].waiting -= 1;
         release(broker, now, beginning.filter, beginning.durable);
     }
-    !ended.is_empty()
 }
 
 fn remove_subscriber(broker: &mut Broker, filter: FilterId, held: Held) {
@@ -678,8 +714,8 @@ pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
     end_waiting(broker, now, session, None);
     let Some(owner) = broker.sessions.get_mut(session) else { return };
     let subscriptions = std::mem::take(&mut owner.subscriptions);
-    for (_, replay) in &subscriptions.replays {
-        broker.replays.remove(*replay);
+    for replay in subscriptions.replays.ids() {
+        broker.replays.remove(replay);
     }
     for (filter, held) in subscriptions.plain {
         remove_subscriber(broker, filter, held);
@@ -688,7 +724,9 @@ pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
     for group in subscriptions.shared.into_keys() {
         leave(broker, session, group);
     }
-    broker.subscribing.waiting.retain(|_, waiting| waiting.session != session);
+    for turn in subscriptions.packets {
+        broker.subscribing.waiting.remove(&turn);
+    }
 }
 
 /// A session's connection comes or goes: its groups prefer members that are there, its replays go

@@ -1,0 +1,145 @@
+//! What one client can make the broker hold, or do at once.
+#![forbid(unsafe_code)]
+
+use crate::broker::replay;
+use crate::broker::testing::*;
+use crate::codec::mqtt::{
+    Ack, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
+    SubscriptionOptions, Unsubscribe, UnsubscribeFilters, UserProperties, Version,
+};
+use crate::limits::FILTERS_PER_PACKET_MAX;
+
+fn subscribe_all(world: &mut World, client: Client, n: u16, filters: &[&str]) {
+    let options = SubscriptionOptions::new(QoS::AtLeastOnce);
+    let lines: Vec<_> = filters.iter().map(|filter| SubscribeFilter { filter, options }).collect();
+    let subscribe = Subscribe {
+        packet_id: id(n),
+        subscription_id: None,
+        user_properties: UserProperties::default(),
+        filters: SubscribeFilters::new(&lines),
+    };
+    world.send(client, &Packet::Subscribe(subscribe));
+}
+
+fn unsubscribe_all(world: &mut World, client: Client, filters: &[&str]) {
+    let unsubscribe = Unsubscribe {
+        packet_id: id(997),
+        user_properties: UserProperties::default(),
+        filters: UnsubscribeFilters::new(filters),
+    };
+    world.send(client, &Packet::Unsubscribe(unsubscribe));
+}
+
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}{n}")).collect()
+}
+
+fn refs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+/// One packet does a bounded amount of work, however many filters it has.
+#[test]
+fn filters_of_one_packet() {
+    let mut world = World::new(2);
+    for version in [Version::V311, Version::V5] {
+        let (client, _) = world.join(&hello(version, "c"));
+        let names = names("t/", FILTERS_PER_PACKET_MAX + 2);
+        subscribe_all(&mut world, client, 1, &refs(&names));
+        let [Got::SubAck(1, codes)] = &world.take(client)[..] else { panic!("no SUBACK") };
+        let (taken, refused) = codes.split_at(FILTERS_PER_PACKET_MAX);
+        assert!(taken.iter().all(|code| *code == 1));
+        let quota = if version == Version::V5 { ReasonCode::QUOTA_EXCEEDED.0 } else { 0x80 };
+        assert_eq!(refused, [quota; 2]);
+        unsubscribe_all(&mut world, client, &refs(&names));
+        assert!(world.is_closed(client), "its answer could not say that it was refused");
+        let farewell = [Got::Disconnect(ReasonCode::QUOTA_EXCEEDED)];
+        let expected = if version == Version::V5 { &farewell[..] } else { &[] };
+        assert_eq!(world.take(client), expected);
+    }
+}
+
+/// A filter that is asked for again, while it is in the barrier, is one subscription.
+#[test]
+fn repeated_filters_count_once() {
+    let mut world = World::new(2);
+    world.brokers.iter_mut().for_each(|broker| broker.config.subscriptions_max = 2);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    let quota = ReasonCode::QUOTA_EXCEEDED.0;
+    subscribe_all(&mut world, client, 1, &["a", "a", "b", "c", "a", "b"]);
+    assert_eq!(world.take(client), [Got::SubAck(1, vec![1, 1, 1, quota, 1, 1])]);
+    unsubscribe_all(&mut world, client, &["a", "a"]);
+    let not_there = ReasonCode::NO_SUBSCRIPTION_EXISTED.0;
+    assert_eq!(world.take(client), [Got::UnsubAck(997, vec![0, not_there])]);
+}
+
+/// An acknowledgement sets one waiting replay of its session going, not all of them; that one
+/// brings the others, while there is room.
+#[test]
+fn an_acknowledgement_wakes_one_replay() {
+    let mut world = World::new(1);
+    let mut connect = hello(Version::V5, "c");
+    connect.properties.receive_maximum = Some(1);
+    let (client, _) = world.join(&connect);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    for n in [3, 250, 499] {
+        let topic = format!("n/{n}");
+        let mut retained = publish(&topic, b"kept", QoS::AtLeastOnce, 1);
+        retained.retain = true;
+        world.send(publisher, &Packet::Publish(retained));
+    }
+    world.subscribe(client, "x", QoS::AtLeastOnce);
+    world.publish(publisher, "x", "held", QoS::AtLeastOnce, 2);
+    let [Got::Publish(held)] = &world.take(client)[..] else { panic!("no PUBLISH") };
+    let names = names("n/", 500);
+    subscribe_all(&mut world, client, 1, &refs(&names));
+    run_replays(&mut world);
+    assert!(matches!(world.take(client)[..], [Got::SubAck(..)]), "its window is full");
+    let session = world.brokers[0].sessions.find("c").expect("a session");
+    replay::on_room(&mut world.brokers[0], session);
+    assert_eq!(world.brokers[0].replays.ready_len(), 1);
+    // The one that was to bring the others may end before its turn.
+    unsubscribe_all(&mut world, client, &["n/0"]);
+    run_replays(&mut world);
+    assert!(matches!(world.take(client)[..], [Got::UnsubAck(..)]));
+    world.send(client, &Packet::PubAck(Ack::new(id(held.id), ReasonCode::SUCCESS)));
+    let mut topics = Vec::new();
+    for _ in 0..4 {
+        run_replays(&mut world);
+        topics.extend(world.take_messages(client).into_iter().map(|message| message.topic));
+    }
+    topics.sort();
+    assert_eq!(topics, ["n/250", "n/3", "n/499"]);
+}
+
+fn run_replays(world: &mut World) {
+    while world.brokers[0].replays.is_ready() {
+        let now = world.now;
+        world.brokers[0].handle_timeouts(now);
+        world.settle();
+    }
+}
+
+/// Each group knows its place in its filter, so leaving one does not look at the others.
+#[test]
+fn groups_of_one_filter_know_their_places() {
+    let mut world = World::new(1);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    let names: Vec<String> = (0..50).map(|n| format!("$share/g{n}/a")).collect();
+    subscribe_all(&mut world, client, 1, &refs(&names));
+    let mut left = refs(&names);
+    for at in [0, 48, 20, 20, 3, 44, 0] {
+        unsubscribe_all(&mut world, client, &[left.swap_remove(at)]);
+        let broker = &world.brokers[0];
+        let groups = &broker.topic_tree.get("a").expect("a filter").groups;
+        assert_eq!(groups.len(), left.len());
+        for (at, group) in groups.iter().enumerate() {
+            assert_eq!(broker.shared_subs.get(*group).at as usize, at);
+        }
+    }
+    world.take(client);
+    world.publish(client, "a", "one for each", QoS::AtMostOnce, 0);
+    assert_eq!(world.take_messages(client).len(), left.len());
+    world.leave(client);
+    assert!(world.brokers[0].topic_tree.get("a").is_none());
+}
