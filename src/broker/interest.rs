@@ -197,6 +197,17 @@ impl Interest {
         }
     }
 
+    /// Whether more linger than may.
+    pub(crate) fn lingers_too_many(&self) -> bool {
+        self.lingering.len() > INTEREST_LINGER_MAX
+    }
+
+    /// How many linger.
+    #[cfg(test)]
+    pub(crate) fn lingering_len(&self) -> usize {
+        self.lingering.len()
+    }
+
     /// The next filter whose lowering is due: in time, or because too many linger.
     pub(crate) fn take_due(&mut self, now: Time) -> Option<Key> {
         let (due, key) = *self.lingering.front()?;

@@ -352,33 +352,45 @@ fn release(broker: &mut Broker, now: Time, filter: FilterId, durable: bool) {
         }
     }
     leave_if_unused(broker, filter);
+    // Whatever one packet or session gives up at once: no more than so many linger.
+    while broker.interest.lingers_too_many() {
+        lower_next(broker, now);
+    }
 }
 
 /// Says what nobody here wants any more, where that has lingered long enough. A bounded number
 /// per call.
 pub(crate) fn lower_interest(broker: &mut Broker, now: Time) {
     for _ in 0..DEFERRED_PER_TICK {
-        let Some(key) = broker.interest.take_due(now) else { return };
-        match key {
-            Key::Exact(hash) => {
-                let mut announced = *broker.interest.ours(hash);
-                let said = broker.interest.lower(&mut announced);
-                *broker.interest.ours(hash) = announced;
-                broker.interest.forget_if_idle(hash);
-                if let Some(said) = said {
-                    let change = Change::Exact { hash, state: said.state };
-                    broker.interest.say(&mut broker.out.batches, said.number, change);
-                }
-            }
-            Key::Wild(filter) => {
-                let said = broker.interest.lower(&mut broker.topic_tree[filter].announced);
-                if let Some(said) = said {
-                    say_filter(broker, filter, said.number, said.state);
-                }
-                leave_if_unused(broker, filter);
-            }
+        if !lower_next(broker, now) {
+            return;
         }
     }
+}
+
+/// Lowers the next filter that is due. Tells whether there was one.
+fn lower_next(broker: &mut Broker, now: Time) -> bool {
+    let Some(key) = broker.interest.take_due(now) else { return false };
+    match key {
+        Key::Exact(hash) => {
+            let mut announced = *broker.interest.ours(hash);
+            let said = broker.interest.lower(&mut announced);
+            *broker.interest.ours(hash) = announced;
+            broker.interest.forget_if_idle(hash);
+            if let Some(said) = said {
+                let change = Change::Exact { hash, state: said.state };
+                broker.interest.say(&mut broker.out.batches, said.number, change);
+            }
+        }
+        Key::Wild(filter) => {
+            let said = broker.interest.lower(&mut broker.topic_tree[filter].announced);
+            if let Some(said) = said {
+                say_filter(broker, filter, said.number, said.state);
+            }
+            leave_if_unused(broker, filter);
+        }
+    }
+    true
 }
 
 /// Another shard wants a filter with wildcards, or no longer does.

@@ -1,13 +1,13 @@
 //! What one client can make the broker hold, or do at once.
 #![forbid(unsafe_code)]
 
-use crate::broker::replay;
 use crate::broker::testing::*;
+use crate::broker::{Frame, Step, replay};
 use crate::codec::mqtt::{
     Ack, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, Unsubscribe, UnsubscribeFilters, UserProperties, Version,
 };
-use crate::limits::FILTERS_PER_PACKET_MAX;
+use crate::limits::{FILTERS_PER_PACKET_MAX, INTEREST_LINGER_MAX};
 
 fn subscribe_all(world: &mut World, client: Client, n: u16, filters: &[&str]) {
     let options = SubscriptionOptions::new(QoS::AtLeastOnce);
@@ -142,4 +142,34 @@ fn groups_of_one_filter_know_their_places() {
     assert_eq!(world.take_messages(client).len(), left.len());
     world.leave(client);
     assert!(world.brokers[0].topic_tree.get("a").is_none());
+}
+
+/// What lingers is bounded at once, not tick by tick.
+#[test]
+fn what_lingers_is_bounded_within_one_packet() {
+    let mut world = World::new(2);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    let mine = world.home_of("c");
+    for (n, prefix) in [(1, "a/"), (2, "+/")] {
+        let names = names(prefix, INTEREST_LINGER_MAX + 500);
+        subscribe_all(&mut world, client, n, &refs(&names));
+        world.take(client);
+        let filters = refs(&names);
+        let unsubscribe = Unsubscribe {
+            packet_id: id(997),
+            user_properties: UserProperties::default(),
+            filters: UnsubscribeFilters::new(&filters),
+        };
+        let conn = world.brokers[mine].owner_of("c").expect("connected");
+        let packet = Packet::Unsubscribe(unsubscribe);
+        let (now, frame) = (world.now, Frame { len: 100, shared: None });
+        let step = world.brokers[mine].handle_packet(now, conn, &packet, frame);
+        assert_eq!(step, Step::Next);
+        assert_eq!(world.brokers[mine].interest.lingering_len(), INTEREST_LINGER_MAX);
+        world.settle();
+        world.take(client);
+        world.advance(60);
+    }
+    let broker = &world.brokers[1 - mine];
+    assert!(broker.interest.is_empty() && broker.topic_tree.len() == 0, "it was told of all");
 }
