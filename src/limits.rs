@@ -30,6 +30,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Levels of a topic name or filter.
 pub const TOPIC_LEVELS_MAX: usize = 128;
+/// Sessions, connected or not, for the whole broker: an unfinished one may last for ever.
+pub const SESSIONS_MAX: usize = 1_000_000;
 /// Subscriptions of one session.
 pub const SUBSCRIPTIONS_PER_SESSION_MAX: usize = 100_000;
 /// Filters of one SUBSCRIBE or UNSUBSCRIBE: what one packet makes a tick do. In a SUBSCRIBE each

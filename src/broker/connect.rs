@@ -226,6 +226,10 @@ impl Broker {
                 existing = None;
             }
         }
+        if existing.is_none() && self.sessions.len() >= self.config.sessions_max {
+            self.stats.connects_refused_sessions += 1;
+            return self.refuse(now, id, ReasonCode::QUOTA_EXCEEDED);
+        }
         connecting.session_present = existing.is_some();
         let key = existing.unwrap_or_else(|| self.sessions.insert(&connecting.client_id));
         self.attach(id, key, &mut connecting);

@@ -92,6 +92,8 @@ pub struct Config {
     pub queue_len_max: usize,
     /// Their bytes.
     pub queue_bytes_max: usize,
+    /// Sessions of this shard, connected or not.
+    pub sessions_max: usize,
     /// Subscriptions of one session.
     pub subscriptions_max: usize,
     /// Bytes waiting for one connection above which QoS 0 messages for it are dropped.
@@ -120,6 +122,7 @@ impl Default for Config {
             assign_client_ids: true,
             queue_len_max: limits::QUEUE_LEN_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
+            sessions_max: limits::SESSIONS_MAX,
             subscriptions_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             memory_budget: limits::MEMORY_BUDGET_DEFAULT,

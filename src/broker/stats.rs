@@ -52,6 +52,10 @@ stats! {
     connects_accepted,
     /// CONNECTs refused.
     connects_refused,
+    /// Of those, new sessions where there are as many as may be.
+    connects_refused_sessions,
+    /// Of those, Wills that the memory budget had no room for.
+    connects_refused_memory,
     /// Connections closed because a newer one took their session.
     takeovers,
     /// Connections closed because a newer one was there already.

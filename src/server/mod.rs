@@ -188,6 +188,8 @@ fn broker_config(limits: &Limits, shards: usize) -> broker::Config {
         keep_alive_max_secs: limits.keep_alive_secs_max.map_or(0, u16::from),
         queue_len_max: limits.queue_len_max,
         queue_bytes_max: limits.queue_bytes_max,
+        // Client ids spread evenly, not exactly so.
+        sessions_max: limits.sessions_max.div_ceil(shards),
         subscriptions_max: limits.subscriptions_per_session_max,
         outbox_bytes_max: limits.outbox_bytes_max,
         memory_budget: limits.memory_budget / shards,
@@ -210,6 +212,7 @@ fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descripto
         queue_len_max = limits.queue_len_max,
         queue_bytes_max = size(limits.queue_bytes_max),
         outbox_bytes_max = size(limits.outbox_bytes_max),
+        sessions_max = limits.sessions_max,
         subscriptions_per_session_max = limits.subscriptions_per_session_max,
         connect_timeout = %Span(limits.connect_timeout),
         memory_budget = size(limits.memory_budget),

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::broker::testing::*;
-use crate::broker::{Frame, Step, replay};
+use crate::broker::{Config, Frame, Step, replay};
 use crate::codec::mqtt::{
     Ack, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, Unsubscribe, UnsubscribeFilters, UserProperties, Version,
@@ -172,4 +172,29 @@ fn what_lingers_is_bounded_within_one_packet() {
     }
     let broker = &world.brokers[1 - mine];
     assert!(broker.interest.is_empty() && broker.topic_tree.len() == 0, "it was told of all");
+}
+
+/// 0x97, or 0x03 for 3.1.1; who has a session gets it, and a session that ends makes room.
+#[test]
+fn sessions_are_bounded() {
+    let config = Config { sessions_max: 2, ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    let (stays, _) = world.join(&stay(Version::V311, "stays"));
+    world.cut(stays);
+    let (mortal, _) = world.join(&hello(Version::V5, "mortal"));
+    for version in [Version::V311, Version::V5] {
+        let refused = world.connect(&stay(version, "third"));
+        let reason = match version {
+            Version::V5 => ReasonCode::QUOTA_EXCEEDED,
+            _ => ReasonCode::SERVER_UNAVAILABLE,
+        };
+        assert_eq!(world.take(refused), [Got::ConnAck { session_present: false, reason }]);
+        assert!(world.is_closed(refused));
+    }
+    assert_eq!(world.brokers[0].stats().connects_refused_sessions, 2);
+    assert!(world.join(&stay(Version::V311, "stays")).1);
+    world.join(&hello(Version::V311, "stays"));
+    world.leave(mortal);
+    world.join(&stay(Version::V5, "third"));
+    assert_eq!(world.brokers[0].session_count(), 2);
 }

@@ -10,7 +10,7 @@ pub mod units;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -83,6 +83,8 @@ pub struct Limits {
     pub queue_bytes_max: usize,
     /// Bytes waiting for one connection.
     pub outbox_bytes_max: usize,
+    /// Sessions of the whole broker, at least one.
+    pub sessions_max: usize,
     /// Subscriptions of one session.
     pub subscriptions_per_session_max: usize,
     /// Session Expiry Interval cap in seconds; `u32::MAX` for none.
@@ -267,6 +269,7 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
             limits::OUTBOX_BYTES_MAX,
             (limits::OUTBOX_BYTES_MARK, usize::MAX),
         )?,
+        sessions_max: written.sessions_max.map_or(limits::SESSIONS_MAX, NonZeroUsize::get),
         subscriptions_per_session_max: written
             .subscriptions_per_session_max
             .unwrap_or(limits::SUBSCRIPTIONS_PER_SESSION_MAX),

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -107,6 +107,9 @@ pub struct LimitSettings {
     /// Bytes waiting for one connection above which its QoS 0 messages are dropped
     #[arg(long, value_name = "BYTES", env = "NOCTULE_OUTBOX_BYTES_MAX")]
     pub outbox_bytes_max: Option<ByteSize>,
+    /// Sessions, connected or not; beyond, clients without one are refused
+    #[arg(long, value_name = "N", env = "NOCTULE_SESSIONS_MAX")]
+    pub sessions_max: Option<NonZeroUsize>,
     /// Subscriptions of one session
     #[arg(long, value_name = "N", env = "NOCTULE_SUBSCRIPTIONS_PER_SESSION_MAX")]
     pub subscriptions_per_session_max: Option<usize>,
@@ -185,6 +188,7 @@ impl LimitSettings {
             queue_len_max: self.queue_len_max.or(below.queue_len_max),
             queue_bytes_max: self.queue_bytes_max.or(below.queue_bytes_max),
             outbox_bytes_max: self.outbox_bytes_max.or(below.outbox_bytes_max),
+            sessions_max: self.sessions_max.or(below.sessions_max),
             subscriptions_per_session_max: self
                 .subscriptions_per_session_max
                 .or(below.subscriptions_per_session_max),
