@@ -63,8 +63,12 @@ pub const OUTBOX_BYTES_MARK: usize = 256 * 1024;
 /// Payloads of at least this size are shared between receivers; smaller ones are copied.
 pub const SHARE_PAYLOAD_FROM: usize = 4096;
 
-/// Payload memory of queued, in-flight and retained messages, for the whole broker, in bytes.
+/// Payload memory of queued, in-flight and retained messages, Wills and topic aliases, for the whole
+/// broker, in bytes.
 pub const MEMORY_BUDGET_DEFAULT: usize = 1024 * 1024 * 1024;
+
+/// The part of it that Wills and topic aliases may take together: one in so many.
+pub const MEMORY_HELD_PART: usize = 4;
 
 /// Batches that one lane's ring holds.
 pub const LANE_RING_LEN: usize = 16;

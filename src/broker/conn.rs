@@ -12,6 +12,7 @@ use crate::codec::mqtt::{Packet, Version};
 use crate::ids::ConnId;
 
 use super::connect::Connecting;
+use super::message::Charge;
 use super::session::SessionKey;
 use super::timers::TimerKey;
 use super::{Accepted, Broker, Dirty, Outputs, Stats};
@@ -63,6 +64,13 @@ pub(crate) struct Conn {
     pub(crate) cold: Option<Box<Cold>>,
 }
 
+/// A topic that a client has given a number.
+#[derive(Debug)]
+pub(crate) struct Alias {
+    pub(crate) topic: Box<str>,
+    pub(crate) _charge: Charge,
+}
+
 /// What few packets need.
 #[derive(Debug)]
 pub(crate) struct Cold {
@@ -70,7 +78,7 @@ pub(crate) struct Cold {
     /// While the decision is awaited.
     pub(crate) connecting: Option<Box<Connecting>>,
     /// The client's topic aliases, from 1.
-    pub(crate) aliases: Vec<Option<Box<str>>>,
+    pub(crate) aliases: Vec<Option<Alias>>,
     /// Session Expiry Interval of the CONNECT: at DISCONNECT it may not grow from 0.
     pub(crate) connect_expiry_secs: u32,
 }

@@ -107,6 +107,11 @@ impl Broker {
         if let Decision::Refuse(reason) = decision {
             return self.refuse(now, id, reason);
         }
+        // A Will is kept, and takes no more than its packet.
+        if connect.will.is_some() && !self.messages.may_charge(len, self.config.memory_budget) {
+            self.stats.connects_refused_memory += 1;
+            return self.refuse(now, id, ReasonCode::QUOTA_EXCEEDED);
+        }
         let connecting = Box::new(self.read_connect(connect));
         if decision == Decision::Accept {
             return self.accept(now, id, connecting);
@@ -188,7 +193,7 @@ impl Broker {
             receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
             packet_size_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
             problem_information: properties.request_problem_information.unwrap_or(true),
-            will: connect.will.as_ref().map(|will| Box::new(Will::new(will))),
+            will: connect.will.as_ref().map(|will| Box::new(Will::new(will, &self.messages))),
             session_present: false,
         }
     }

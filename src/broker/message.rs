@@ -7,6 +7,7 @@
 //! Invariant: a [`MessageKey`] is valid exactly while its holder's reference is not released.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
@@ -14,7 +15,7 @@ use bytes::Bytes;
 
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
-use crate::limits::SHARE_PAYLOAD_FROM;
+use crate::limits::{MEMORY_HELD_PART, SHARE_PAYLOAD_FROM};
 
 /// A reference to a stored message, owned by its holder: it ends with [`Messages::release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,12 +130,28 @@ impl NewMessage<'_> {
     }
 }
 
+/// Memory that something else than a message takes, of the budget for messages, as long as this
+/// exists.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    charged: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.charged.set(self.charged.get() - self.bytes);
+    }
+}
+
 /// The arena.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
     slots: Vec<Stored>,
     free: Vec<u32>,
     bytes: usize,
+    /// What all [`Charge`]s take.
+    charged: Rc<Cell<usize>>,
 }
 
 impl Messages {
@@ -214,7 +231,19 @@ impl Messages {
 
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.charged.get()
+    }
+
+    /// Whether a charge of so many bytes may be taken of this budget.
+    pub(crate) fn may_charge(&self, bytes: usize, budget: usize) -> bool {
+        let charged = self.charged.get() + bytes;
+        charged <= budget / MEMORY_HELD_PART && self.bytes + charged <= budget
+    }
+
+    /// Takes so many bytes of the budget.
+    pub(crate) fn charge(&self, bytes: usize) -> Charge {
+        self.charged.set(self.charged.get() + bytes);
+        Charge { charged: self.charged.clone(), bytes }
     }
 
     /// Messages held.

@@ -15,6 +15,7 @@ use crate::codec::mqtt::{Ack, PacketId, Publish, QoS, ReasonCode, Version};
 use crate::ids::ConnId;
 
 use super::change::{Parked, Record};
+use super::conn::Alias;
 use super::deliver::{Memo, Publication};
 use super::inflight::Held;
 use super::message::{Payload, STORED_OVERHEAD};
@@ -46,15 +47,15 @@ impl Broker {
             return self.publish_to(now, conn, publish, publish.topic, frame);
         };
         // The topic leaves the table while the broker works with it.
-        let topic = match self.take_alias(conn, alias, publish.topic) {
-            Ok(topic) => topic,
+        let known = match self.take_alias(conn, alias, publish.topic) {
+            Ok(known) => known,
             Err(reason) => return self.protocol_error(now, conn, reason),
         };
-        let step = self.publish_to(now, conn, publish, &topic, frame);
+        let step = self.publish_to(now, conn, publish, &known.topic, frame);
         if let Some(cold) = self.conns.get_mut(conn).and_then(|conn| conn.cold.as_mut())
             && let Some(slot) = cold.aliases.get_mut(usize::from(alias.get()) - 1)
         {
-            *slot = Some(topic);
+            *slot = Some(known);
         }
         step
     }
@@ -76,7 +77,7 @@ impl Broker {
         conn: ConnId,
         alias: NonZeroU16,
         topic: &str,
-    ) -> Result<Box<str>, ReasonCode> {
+    ) -> Result<Alias, ReasonCode> {
         // [MQTT-3.3.2-9]
         if alias.get() > self.config.topic_alias_maximum {
             return Err(ReasonCode::TOPIC_ALIAS_INVALID);
@@ -91,7 +92,14 @@ impl Broker {
         if topic.is_empty() {
             return known.ok_or(ReasonCode::PROTOCOL_ERROR);
         }
-        Ok(known.filter(|known| **known == *topic).unwrap_or_else(|| topic.into()))
+        if let Some(known) = known.filter(|known| *known.topic == *topic) {
+            return Ok(known);
+        }
+        // What it replaces is gone.
+        if !self.messages.may_charge(topic.len(), self.config.memory_budget) {
+            return Err(ReasonCode::QUOTA_EXCEEDED);
+        }
+        Ok(Alias { topic: topic.into(), _charge: self.messages.charge(topic.len()) })
     }
 
     fn publish_to(

@@ -16,7 +16,7 @@ use crate::limits::{DEFERRED_PER_TICK, WILLS_DUE_MAX};
 
 use super::change::Record;
 use super::deliver::{Memo, Publication};
-use super::message::Payload;
+use super::message::{Charge, Messages, Payload};
 use super::publish::is_reserved;
 use super::session::SessionKey;
 use super::{Broker, Wait, route};
@@ -31,12 +31,14 @@ pub(crate) struct Will {
     pub(crate) delay_secs: u32,
     pub(crate) expiry_secs: Option<u32>,
     pub(crate) forwarded: Box<[u8]>,
+    _charge: Charge,
 }
 
 impl Will {
-    pub(crate) fn new(will: &mqtt::Will<'_>) -> Self {
+    pub(crate) fn new(will: &mqtt::Will<'_>, messages: &Messages) -> Self {
         let mut forwarded = Vec::new();
         will.properties.append_forwarded(&mut forwarded);
+        let bytes = will.topic.len() + will.payload.len() + forwarded.len();
         Self {
             topic: will.topic.into(),
             payload: Bytes::copy_from_slice(will.payload),
@@ -45,6 +47,7 @@ impl Will {
             delay_secs: will.delay_interval,
             expiry_secs: will.properties.message_expiry_interval,
             forwarded: forwarded.into(),
+            _charge: messages.charge(bytes),
         }
     }
 

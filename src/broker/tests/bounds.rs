@@ -4,7 +4,7 @@
 use crate::broker::testing::*;
 use crate::broker::{Config, Frame, Step, replay};
 use crate::codec::mqtt::{
-    Ack, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
+    Ack, Connect, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, Unsubscribe, UnsubscribeFilters, UserProperties, Version,
 };
 use crate::limits::{FILTERS_PER_PACKET_MAX, INTEREST_LINGER_MAX};
@@ -171,7 +171,7 @@ fn what_lingers_is_bounded_within_one_packet() {
         world.advance(60);
     }
     let broker = &world.brokers[1 - mine];
-    assert!(broker.interest.is_empty() && broker.topic_tree.len() == 0, "it was told of all");
+    assert!(broker.interest.is_empty() && broker.topic_tree.is_empty(), "it was told of all");
 }
 
 /// 0x97, or 0x03 for 3.1.1; who has a session gets it, and a session that ends makes room.
@@ -197,4 +197,40 @@ fn sessions_are_bounded() {
     world.leave(mortal);
     world.join(&stay(Version::V5, "third"));
     assert_eq!(world.brokers[0].session_count(), 2);
+}
+
+/// Wills and topic aliases, which are kept for long, are of the budget too, and may not use it up.
+#[test]
+fn wills_and_aliases_are_of_the_memory_budget() {
+    let config = Config { memory_budget: 40_000, ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    let payload = "x".repeat(6_000);
+    let mut clients = Vec::new();
+    for (client_id, reason) in
+        [("a", ReasonCode::SUCCESS), ("b", ReasonCode::QUOTA_EXCEEDED), ("a", ReasonCode::SUCCESS)]
+    {
+        let connect = Connect { will: will("w", &payload, 500), ..stay(Version::V5, client_id) };
+        let client = world.connect(&connect);
+        let got = world.take(client);
+        assert!(matches!(got[..], [Got::ConnAck { reason: r, .. }] if r == reason), "{client_id}");
+        assert_eq!(world.brokers[0].message_bytes(), 6_001);
+        world.cut(client);
+        clients.push(client);
+        if clients.len() == 2 {
+            world.advance(501);
+            assert_eq!(world.brokers[0].message_bytes(), 0, "its Will is published");
+            assert_eq!(world.brokers[0].stats().connects_refused_memory, 1);
+        }
+    }
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    for (n, len, expected) in
+        [(1, 2_000, 8_001), (2, 1_500, 9_501), (2, 500, 8_501), (3, 2_000, 6_001)]
+    {
+        let topic = "t".repeat(len);
+        let mut message = publish(&topic, b"", QoS::AtMostOnce, 0);
+        message.properties.topic_alias = alias(n);
+        world.send(client, &Packet::Publish(message));
+        assert_eq!(world.brokers[0].message_bytes(), expected, "alias {n}");
+    }
+    assert_eq!(world.take(client), [Got::Disconnect(ReasonCode::QUOTA_EXCEEDED)]);
 }

@@ -122,7 +122,7 @@ pub struct LimitSettings {
     /// How long a connection may take to send its CONNECT
     #[arg(long, value_name = "TIME", env = "NOCTULE_CONNECT_TIMEOUT")]
     pub connect_timeout: Option<Span>,
-    /// Payload memory of queued, in-flight and retained messages, of the whole broker
+    /// Payload memory of queued, in-flight and retained messages and Wills, of the whole broker
     #[arg(long, value_name = "BYTES", env = "NOCTULE_MEMORY_BUDGET")]
     pub memory_budget: Option<ByteSize>,
 }
