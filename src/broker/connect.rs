@@ -167,6 +167,11 @@ impl Broker {
                 return Err(ReasonCode::RETAIN_NOT_SUPPORTED);
             }
         }
+        // A bridge that is taken as one relies on not getting back what it brought, and on the
+        // publisher's RETAIN. We have neither for 3.x: refused, it comes back as a plain client.
+        if connect.bridge {
+            return Err(ReasonCode::UNSUPPORTED_PROTOCOL_VERSION);
+        }
         // [MQTT-4.12.0-1]: no method is supported yet.
         if connect.properties.authentication_method.is_some() {
             return Err(ReasonCode::BAD_AUTHENTICATION_METHOD);
@@ -401,9 +406,12 @@ impl Broker {
         self.close_silently(now, id)
     }
 
-    /// A first packet that is none. Only a CONNECT, as far as it can be told, is answered.
+    /// A first packet that is none. Only a CONNECT, as far as it can be told, is answered; a
+    /// malformed one of 3.x "without sending a CONNACK" [MQTT-3.1.4-1 of 3.1.1].
     pub(super) fn refuse_undecoded(&mut self, now: Time, id: ConnId, error: &DecodeError) -> Step {
-        match error.version {
+        let is_answered = error.version == Some(Version::V5)
+            || error.reason == ReasonCode::UNSUPPORTED_PROTOCOL_VERSION;
+        match error.version.filter(|_| is_answered) {
             Some(version) => {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.set_version(version);
