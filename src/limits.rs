@@ -142,6 +142,9 @@ pub const EPOLL_BUFFER_BYTES: usize = 16 * 1024;
 pub const EPOLL_BUFFERS: usize = COMPLETIONS_PER_TICK;
 /// Connections accepted, or turned away, from one listener in one tick.
 pub const ACCEPTS_PER_TICK: usize = 64;
+/// Descriptors that connections leave free, for files and for shards that accept at the same time;
+/// of a small limit a quarter. Peers beyond are turned away.
+pub const SPARE_DESCRIPTORS: u64 = 16;
 /// Pieces of one outgoing buffer that are handed to the kernel at once.
 pub const SEND_PIECES: usize = 64;
 /// How long a listener rests after a failure to accept that turning peers away does not mend.

@@ -499,6 +499,10 @@ fn accept_some(
 ) {
     for _ in 0..ACCEPTS_PER_TICK {
         let error = match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
+            Ok(socket) if !reserve.admits(&socket) => {
+                counters.emfile += 1;
+                continue;
+            }
             Ok(socket) => {
                 counters.accepted += 1;
                 completions.push(Completion::Accepted { listener: id, socket });

@@ -14,7 +14,7 @@ use rustix::net::SocketFlags;
 use rustix::process::{Resource, Rlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::limits::ACCEPTS_PER_TICK;
+use crate::limits::{ACCEPTS_PER_TICK, SPARE_DESCRIPTORS};
 
 /// Listens on `addr` with `count` sockets, one per shard: the kernel spreads new connections over
 /// them (`SO_REUSEPORT`). Port 0 is chosen once, for all.
@@ -172,7 +172,15 @@ pub(super) fn accept_trouble(error: &io::Error) -> AcceptTrouble {
 /// One descriptor kept for the day when there is none left. Without it, a listener whose backlog
 /// is full of connections that cannot be accepted is ready for ever: a loop that spins, and peers
 /// that wait for nothing.
-pub(super) struct Reserve(Option<OwnedFd>);
+///
+/// It is the second line. Shards share the descriptors: what one gives up for a moment another may
+/// take, and then there is nothing left to turn a peer away with. So connections stay away from the
+/// limit in the first place ([`Reserve::admits`]).
+pub(super) struct Reserve {
+    descriptor: Option<OwnedFd>,
+    /// The kernel gives the lowest free number; from this one on few are left.
+    first_spare: u64,
+}
 
 /// How turning away went.
 #[derive(Debug)]
@@ -187,7 +195,14 @@ pub(super) struct TurnedAway {
 
 impl Reserve {
     pub(super) fn new() -> Self {
-        Self(Self::open())
+        let limit = descriptor_limit().soft;
+        let first_spare = limit - SPARE_DESCRIPTORS.min(limit / 4);
+        Self { descriptor: Self::open(), first_spare }
+    }
+
+    /// Whether an accepted connection leaves descriptors for others. If not, it is to be closed.
+    pub(super) fn admits(&self, socket: impl AsFd) -> bool {
+        u64::try_from(socket.as_fd().as_raw_fd()).is_ok_and(|number| number < self.first_spare)
     }
 
     fn open() -> Option<OwnedFd> {
@@ -200,9 +215,9 @@ impl Reserve {
     pub(super) fn turn_away(&mut self, listener: &TcpListener) -> TurnedAway {
         let mut turned = TurnedAway { count: 0, rest: false, drained: false };
         for _ in 0..ACCEPTS_PER_TICK {
-            drop(self.0.take());
+            drop(self.descriptor.take());
             let result = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map(drop);
-            self.0 = Self::open();
+            self.descriptor = Self::open();
             match result {
                 Ok(()) => turned.count += 1,
                 Err(Errno::AGAIN) => {
@@ -213,7 +228,7 @@ impl Reserve {
                 // Another thread took the number between the two calls.
                 Err(_) => turned.rest = true,
             }
-            if turned.rest || self.0.is_none() {
+            if turned.rest || self.descriptor.is_none() {
                 turned.rest = true;
                 return turned;
             }
@@ -254,6 +269,16 @@ mod tests {
     fn the_soft_limit_reaches_the_hard_one() {
         let limit = raise_descriptor_limit();
         assert_eq!(limit.soft, limit.hard);
+    }
+
+    #[test]
+    fn the_last_descriptors_are_not_for_connections() {
+        let reserve = |first_spare| Reserve { descriptor: None, first_spare };
+        let socket = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty()).unwrap();
+        let number = socket.as_raw_fd() as u64;
+        assert!(reserve(number + 1).admits(&socket));
+        assert!(!reserve(number).admits(&socket));
+        assert!(Reserve::new().admits(&socket));
     }
 
     #[test]

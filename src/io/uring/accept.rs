@@ -89,6 +89,10 @@ impl Uring {
             self.counters.rearmed += 1;
         }
         let error = match accepted {
+            Ok(socket) if !self.reserve.admits(&socket) => {
+                self.counters.emfile += 1;
+                return;
+            }
             Ok(socket) => {
                 self.counters.accepted += 1;
                 completions.push(Completion::Accepted { listener: id, socket });
