@@ -66,6 +66,24 @@ pub fn on_all(test: impl Fn(&Broker)) {
     }
 }
 
+/// As [`on_all`], all at the same time and each as `build` makes it: for tests that mostly wait.
+pub fn on_all_at_once(
+    build: impl Fn(Builder) -> Builder + Sync,
+    test: impl Fn(&Broker, Combination) + Sync,
+) {
+    std::thread::scope(|scope| {
+        for combination in combinations() {
+            let (build, test) = (&build, &test);
+            scope.spawn(move || {
+                let broker = build(Broker::build(combination)).start();
+                println!("{combination} is process {}", broker.pid());
+                test(&broker, combination);
+                broker.stop();
+            });
+        }
+    });
+}
+
 /// A port on 127.0.0.1 that nobody listens on now. Prefer port 0 and the ready file.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind to any port");
@@ -84,9 +102,16 @@ pub struct Builder {
     listeners: usize,
     args: Vec<OsString>,
     data: Option<Arc<tempfile::TempDir>>,
+    descriptors: Option<u32>,
 }
 
 impl Builder {
+    /// How many descriptors the process may have open, instead of what this machine allows.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
+        self
+    }
+
     /// One more argument of `serve`.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
@@ -118,7 +143,16 @@ impl Builder {
         let stderr = files.path().join("stderr");
         let data =
             self.data.unwrap_or_else(|| Arc::new(tempfile::tempdir().expect("a data directory")));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_noctule"));
+        let mut command = match self.descriptors {
+            None => Command::new(env!("CARGO_BIN_EXE_noctule")),
+            Some(limit) => {
+                // exec: the process id stays the broker's.
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]);
+                shell.arg(env!("CARGO_BIN_EXE_noctule"));
+                shell
+            }
+        };
         command.arg("serve");
         for _ in 0..self.listeners {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -171,7 +205,7 @@ impl Broker {
 
     /// A broker to be described further.
     pub fn build(combination: Combination) -> Builder {
-        Builder { combination, listeners: 1, args: Vec::new(), data: None }
+        Builder { combination, listeners: 1, args: Vec::new(), data: None, descriptors: None }
     }
 
     /// Where its first listener is.
@@ -203,6 +237,57 @@ impl Broker {
     pub fn stderr(&self) -> String {
         let bytes = std::fs::read(self.stderr_path()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// All its counters, now: `stats()["total"]["broker"]["packets_in"]`.
+    ///
+    /// # Panics
+    /// When they do not come.
+    pub fn stats(&self) -> serde_json::Value {
+        // From its output rather than a file: that works without a descriptor left, too.
+        let reports = || {
+            let output = self.stderr();
+            let whole = output.rfind('\n').map_or("", |end| &output[..end]);
+            let mut reports = whole.lines().filter(|line| line.starts_with("{\"pid\""));
+            (reports.clone().count(), reports.next_back().unwrap_or_default().to_owned())
+        };
+        let (before, _) = reports();
+        self.signal(rustix::process::Signal::USR1);
+        let deadline = Instant::now() + READY;
+        loop {
+            let (count, last) = reports();
+            if count > before {
+                return serde_json::from_str(&last).expect("counters as JSON");
+            }
+            assert!(Instant::now() < deadline, "no counters within {READY:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// One counter, of all shards: `group` is `broker`, `io` or `loop`.
+    ///
+    /// # Panics
+    /// When there is no such counter.
+    pub fn count(&self, group: &str, name: &str) -> u64 {
+        let stats = self.stats();
+        let count = stats["total"][group][name].as_u64();
+        count.unwrap_or_else(|| panic!("no counter {group}.{name} in {stats}"))
+    }
+
+    /// Waits until a counter is what it should be: for what the broker does unseen.
+    ///
+    /// # Panics
+    /// When that does not come about.
+    pub fn wait_for_count(&self, group: &str, name: &str, wanted: impl Fn(u64) -> bool) -> u64 {
+        let deadline = Instant::now() + READY;
+        loop {
+            let count = self.count(group, name);
+            if wanted(count) {
+                return count;
+            }
+            assert!(Instant::now() < deadline, "{group}.{name} stays at {count}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether it still runs.

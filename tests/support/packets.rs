@@ -2,9 +2,9 @@
 //! broker's own codec from the client's side; where that could hide a fault, send hex.
 
 use noctule::codec::mqtt::{
-    Connect, ConnectProperties, Packet, PacketId, Publish, QoS, ReasonCode, RetainHandling, Side,
-    Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions, Unsubscribe,
-    UnsubscribeFilters, UserProperties, Version, decode,
+    Connect, ConnectProperties, Packet, PacketId, PacketKind, Publish, QoS, ReasonCode,
+    RetainHandling, Side, Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions,
+    Unsubscribe, UnsubscribeFilters, UserProperties, Version, decode,
 };
 
 use super::wire::{Wire, hex};
@@ -108,6 +108,75 @@ impl Wire {
             Packet::UnsubAck(_) => {}
             other => panic!("expected UNSUBACK, got {other:?}"),
         }
+    }
+
+    /// Publishes, and goes through the whole exchange of its QoS with packet id 1.
+    pub fn publish(&mut self, publish: Publish<'_>) {
+        self.send(&Packet::Publish(publish));
+        match publish.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => drop(self.expect_ack(PacketKind::PubAck, 1)),
+            QoS::ExactlyOnce => {
+                let reason = self.expect_ack(PacketKind::PubRec, 1);
+                assert!(!reason.is_error(), "{reason}");
+                self.send_hex("62 02 0001");
+                self.expect_hex("70 02 0001");
+            }
+        }
+    }
+
+    /// The next packet is this acknowledgement; returns its reason.
+    pub fn expect_ack(&mut self, kind: PacketKind, packet_id: u16) -> ReasonCode {
+        let packet = self.recv();
+        assert_eq!(packet.kind(), kind, "{packet:?}");
+        match packet {
+            Packet::PubAck(ack)
+            | Packet::PubRec(ack)
+            | Packet::PubRel(ack)
+            | Packet::PubComp(ack) => {
+                assert_eq!(ack.packet_id.get(), packet_id, "{ack:?}");
+                ack.reason
+            }
+            other => panic!("{other:?} is no acknowledgement"),
+        }
+    }
+
+    /// Sends an acknowledgement without a reason code, which is success in all versions.
+    pub fn send_ack(&mut self, kind: PacketKind, packet_id: u16) {
+        let first = (kind as u8) << 4 | if kind == PacketKind::PubRel { 2 } else { 0 };
+        let [high, low] = packet_id.to_be_bytes();
+        self.send_bytes(&[first, 2, high, low]);
+    }
+
+    /// The broker ends the connection: an MQTT 5 client is told why.
+    pub fn expect_disconnect(&mut self, reason: ReasonCode) {
+        if self.version == Version::V5 {
+            match self.recv() {
+                Packet::Disconnect(disconnect) => {
+                    assert_eq!(disconnect.reason, reason, "{disconnect:?}");
+                }
+                other => panic!("expected DISCONNECT, got {other:?}"),
+            }
+        }
+        self.expect_closed();
+    }
+
+    /// The next packet is this PUBLISH, and it is acknowledged as its QoS demands. Returns whether
+    /// it had DUP and RETAIN.
+    pub fn take_publish(&mut self, topic: &str, qos: QoS, payload: &[u8]) -> (bool, bool) {
+        let id = self.expect_publish(topic, qos, payload).map_or(0, PacketId::get);
+        let first = self.frame[0];
+        match qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => self.send_ack(PacketKind::PubAck, id),
+            QoS::ExactlyOnce => {
+                self.send_ack(PacketKind::PubRec, id);
+                let [high, low] = id.to_be_bytes();
+                self.expect_among_others(&[0x62, 2, high, low]);
+                self.send_ack(PacketKind::PubComp, id);
+            }
+        }
+        (first & 0x08 != 0, first & 0x01 != 0)
     }
 
     /// The next packet is this PUBLISH, whatever its properties; returns its packet id.

@@ -2,6 +2,7 @@
 //!
 //! The frame splitter here is a second, independent one: the broker's own would hide its faults.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub struct Wire {
     pub version: Version,
     /// What `recv` returned last.
     pub(super) frame: Vec<u8>,
+    /// Packets that came before one that was waited for out of order.
+    early: VecDeque<Vec<u8>>,
 }
 
 impl Wire {
@@ -38,7 +41,8 @@ impl Wire {
         let stream = TcpStream::connect_timeout(&addr, ANSWER).expect("connect to the broker");
         stream.set_nodelay(true).expect("TCP_NODELAY");
         stream.set_write_timeout(Some(ANSWER)).expect("a write timeout");
-        Self { stream, input: Vec::new(), version: Version::V5, frame: Vec::new() }
+        let (input, frame, early) = Default::default();
+        Self { stream, input, version: Version::V5, frame, early }
     }
 
     /// The socket itself.
@@ -66,6 +70,9 @@ impl Wire {
     /// # Panics
     /// On a packet that the broker cut by closing.
     pub fn next_within(&mut self, limit: Duration) -> Next {
+        if let Some(frame) = self.early.pop_front() {
+            return Next::Frame(frame);
+        }
         let deadline = Instant::now() + limit;
         loop {
             if let Some(len) = frame_len(&self.input) {
@@ -103,6 +110,21 @@ impl Wire {
             Next::Frame(frame) => frame,
             other => panic!("expected a packet, got {other:?}"),
         }
+    }
+
+    /// This packet comes, and others before it stay where they are: for two streams of packets
+    /// whose order between them is not said.
+    pub fn expect_among_others(&mut self, expected: &[u8]) {
+        let mut others = VecDeque::new();
+        loop {
+            let frame = self.frame();
+            if frame == expected {
+                break;
+            }
+            others.push_back(frame);
+        }
+        others.append(&mut self.early);
+        self.early = others;
     }
 
     /// The next packet is this one.

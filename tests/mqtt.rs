@@ -1,0 +1,35 @@
+//! MQTT as a client sees it: a real broker process, raw packets, on io_uring and on epoll, with one
+//! shard and with two. Files are named by packet; a rule of the specification is cited by its
+//! number, of 5.0 where nothing else is said.
+//!
+//! What must *not* arrive is proven by what comes behind it on the same way: a publisher's next
+//! message, or the answer to a ping. Sleeping is for what only time brings about.
+#![forbid(unsafe_code)]
+// Tests wait for a real process on the real clock.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+
+#[path = "mqtt/connect.rs"]
+mod connect;
+#[path = "mqtt/limits.rs"]
+mod limits;
+#[path = "mqtt/malformed.rs"]
+mod malformed;
+#[path = "mqtt/notation.rs"]
+mod notation;
+#[path = "mqtt/publish.rs"]
+mod publish;
+#[path = "mqtt/retained.rs"]
+mod retained;
+#[path = "mqtt/robustness.rs"]
+mod robustness;
+#[path = "mqtt/session.rs"]
+mod session;
+#[path = "mqtt/shared.rs"]
+mod shared;
+#[path = "mqtt/subscribe.rs"]
+mod subscribe;
+mod support;
+#[path = "mqtt/takeover.rs"]
+mod takeover;
+#[path = "mqtt/will.rs"]
+mod will;

@@ -1,0 +1,392 @@
+//! Sessions: what outlives a connection, and for how long.
+
+use std::time::Duration;
+
+use noctule::codec::mqtt::{
+    Connect, ConnectProperties, Packet, PacketKind, QoS, ReasonCode, Version,
+};
+
+use super::notation::packet;
+use super::support::packets::{connect, publish};
+use super::support::{Broker, Wire, on_all, on_all_at_once};
+
+use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
+use Version::{V5, V31, V311};
+
+/// A CONNECT to a session that stays.
+fn session(version: Version, id: &str) -> Connect<'_> {
+    let expiry = (version == V5).then_some(300);
+    let properties =
+        ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::default() };
+    Connect { clean_start: false, properties, ..connect(version, id) }
+}
+
+fn resume(broker: &Broker, version: Version, id: &str) -> Wire {
+    let mut wire = broker.connect();
+    // 3.1 cannot say whether a session is there.
+    assert_eq!(wire.handshake(session(version, id)), version != V31);
+    wire
+}
+
+fn begin(broker: &Broker, version: Version, id: &str) -> Wire {
+    let mut wire = broker.connect();
+    assert!(!wire.handshake(session(version, id)));
+    wire
+}
+
+fn leave(mut wire: Wire) {
+    wire.send_hex("e0 00");
+    wire.expect_closed();
+}
+
+fn publisher(broker: &Broker) -> Wire {
+    let mut wire = broker.connect();
+    wire.handshake(connect(V5, "publisher"));
+    wire
+}
+
+/// `[MQTT-3.1.2-5]`, 4.1.0: subscriptions stay, and QoS 1 and 2 messages wait in order; they are
+/// new to the client, so without DUP. QoS 0 does not wait.
+#[test]
+fn messages_wait_for_the_client() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V31, V311, V5] {
+            let id = format!("sleeper-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("q/+", ExactlyOnce);
+            leave(wire);
+            for number in 0..50_u8 {
+                let qos = [AtLeastOnce, ExactlyOnce, AtMostOnce][usize::from(number % 3)];
+                publisher.publish(publish("q/x", qos, &[number]));
+            }
+            let mut wire = resume(broker, version, &id);
+            for number in (0..50_u8).filter(|number| number % 3 != 2) {
+                let qos = [AtLeastOnce, ExactlyOnce][usize::from(number % 3)];
+                let (dup, _) = wire.take_publish("q/x", qos, &[number]);
+                assert!(!dup);
+            }
+            publisher.publish(publish("q/y", AtMostOnce, b"live"));
+            wire.expect_publish("q/y", AtMostOnce, b"live");
+            leave(wire);
+        }
+    });
+}
+
+/// `[MQTT-4.4.0-1]`, `[MQTT-3.3.1-1]`: what was not acknowledged comes again, with its identifier,
+/// with DUP, in its order, before anything newer; what was acknowledged does not.
+#[test]
+fn unacknowledged_messages_come_again() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V31, V311, V5] {
+            let id = format!("again-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("a", ExactlyOnce);
+            let mut ids = Vec::new();
+            for number in 0..6_u8 {
+                let qos = if number % 2 == 0 { AtLeastOnce } else { ExactlyOnce };
+                publisher.publish(publish("a", qos, &[number]));
+                ids.push(wire.expect_publish("a", qos, &[number]).expect("an id").get());
+            }
+            wire.send_ack(PacketKind::PubAck, ids[2]);
+            wire.expect_nothing_before_ping();
+            wire.reset();
+            // A reset is noticed after what was sent before it; the next message tells nothing new.
+            publisher.publish(publish("a", AtLeastOnce, &[6]));
+            for round in 0..3 {
+                let mut wire = resume(broker, version, &id);
+                for number in [0_u8, 1, 3, 4, 5] {
+                    let qos = if number % 2 == 0 { AtLeastOnce } else { ExactlyOnce };
+                    let again = wire.expect_publish("a", qos, &[number]).expect("an id").get();
+                    assert_eq!(again, ids[usize::from(number)]);
+                }
+                let Packet::Publish(newer) = wire.recv() else { panic!("a PUBLISH") };
+                assert_eq!(newer.payload, [6]);
+                // It was sent in an earlier round, or before the reset was noticed.
+                assert!(newer.dup || round == 0);
+                wire.expect_nothing_before_ping();
+                wire.reset();
+            }
+        }
+    });
+}
+
+/// The flag itself: see above for the rest.
+#[test]
+fn what_comes_again_has_dup() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V311, V5] {
+            let id = format!("dup-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("a", ExactlyOnce);
+            for qos in [AtLeastOnce, ExactlyOnce] {
+                publisher.publish(publish("a", qos, b"x"));
+                assert_eq!(wire.frame()[0], 0x30 | (qos as u8) << 1);
+            }
+            leave(wire);
+            let mut wire = resume(broker, version, &id);
+            for qos in [AtLeastOnce, ExactlyOnce] {
+                assert_eq!(wire.take_publish("a", qos, b"x"), (true, false));
+            }
+            leave(wire);
+        }
+    });
+}
+
+/// `[MQTT-4.4.0-1]`, `[MQTT-4.3.3-6]`: after PUBREC it is the PUBREL that comes again, in order, and
+/// never the message. PITFALLS 41.
+#[test]
+fn an_owed_pubrel_comes_again() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V311, V5] {
+            let id = format!("pubrel-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("a", ExactlyOnce);
+            let mut ids = Vec::new();
+            for number in 0..4_u8 {
+                publisher.publish(publish("a", ExactlyOnce, &[number]));
+                ids.push(wire.expect_publish("a", ExactlyOnce, &[number]).expect("an id").get());
+            }
+            // Received in another order than sent.
+            for index in [2, 0, 3] {
+                wire.send_ack(PacketKind::PubRec, ids[index]);
+                wire.expect_ack(PacketKind::PubRel, ids[index]);
+            }
+            wire.send_ack(PacketKind::PubComp, ids[3]);
+            wire.expect_nothing_before_ping();
+            wire.reset();
+            let mut wire = resume(broker, version, &id);
+            let mut released = Vec::new();
+            for _ in 0..3 {
+                match wire.recv() {
+                    Packet::PubRel(ack) => {
+                        assert_eq!(ack.reason, ReasonCode::SUCCESS);
+                        released.push(ack.packet_id.get());
+                    }
+                    Packet::Publish(publish) => {
+                        assert!(publish.dup);
+                        assert_eq!(publish.payload, [1]);
+                        assert_eq!(publish.packet_id.map(|id| id.get()), Some(ids[1]));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            // [MQTT-4.6.0-4 of 3.1.1]: in the order of the PUBRECs.
+            assert_eq!(released, [ids[2], ids[0]]);
+            wire.send_ack(PacketKind::PubRec, ids[1]);
+            wire.expect_ack(PacketKind::PubRel, ids[1]);
+            for id in ids.iter().take(3) {
+                wire.send_ack(PacketKind::PubComp, *id);
+            }
+            wire.expect_nothing_before_ping();
+            leave(wire);
+            resume(broker, version, &id).expect_nothing_before_ping();
+        }
+    });
+}
+
+/// `[MQTT-4.3.3-10]` across connections: the publisher's QoS 2 message is had once, though it comes
+/// again on the next connection. PITFALLS 40.
+#[test]
+fn inbound_qos_2_outlives_the_connection() {
+    on_all(|broker| {
+        let mut subscriber = broker.connect();
+        subscriber.handshake(connect(V311, "subscriber"));
+        subscriber.subscribe("a", AtMostOnce);
+        for (version, properties) in [(V31, ""), (V311, ""), (V5, "{}")] {
+            let id = format!("inbound-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            for packet_id in ["0001", "0002"] {
+                let body = format!("'a' {packet_id} {properties} {packet_id}");
+                wire.send_bytes(&packet(0x34, &body));
+                wire.expect_ack(PacketKind::PubRec, packet_id.parse().expect("a number"));
+            }
+            wire.reset();
+            let mut wire = resume(broker, version, &id);
+            wire.send_bytes(&packet(0x3c, &format!("'a' 0001 {properties} 0001")));
+            wire.expect_hex("50 02 0001");
+            wire.send_hex("62 02 0001");
+            wire.expect_hex("70 02 0001");
+            wire.reset();
+            let mut wire = resume(broker, version, &id);
+            wire.send_hex("62 02 0002");
+            wire.expect_hex("70 02 0002");
+            wire.send_bytes(&packet(0x34, &format!("'a' 0001 {properties} 0003")));
+            wire.expect_ack(PacketKind::PubRec, 1);
+            for payload in [[0, 1], [0, 2], [0, 3]] {
+                subscriber.expect_publish("a", AtMostOnce, &payload);
+            }
+            leave(wire);
+        }
+    });
+}
+
+/// `[MQTT-3.1.2-4]`, `[MQTT-3.1.2-6]`: a clean start ends what was, for good.
+#[test]
+fn a_clean_start_forgets() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V31, V311, V5] {
+            let id = format!("clean-{version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("a", AtLeastOnce);
+            leave(wire);
+            publisher.publish(publish("a", AtLeastOnce, b"waits"));
+            let mut wire = broker.connect();
+            assert!(!wire.handshake(Connect { clean_start: true, ..session(version, &id) }));
+            wire.expect_nothing_before_ping();
+            leave(wire);
+            publisher.publish(publish("a", AtLeastOnce, b"nobody's"));
+            let mut wire = broker.connect();
+            // In 5.0 a clean start with an expiry begins a session that stays; before, one that goes.
+            assert_eq!(wire.handshake(session(version, &id)), version == V5);
+            wire.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// `[MQTT-3.1.2-23]`, 3.1.2.11.2: absent or 0, it ends with the connection, however that ends.
+#[test]
+fn sessions_that_end_with_their_connection() {
+    on_all(|broker| {
+        let brief = || Connect { clean_start: false, ..connect(V5, "brief") };
+        let mut wire = broker.connect();
+        assert!(!wire.handshake(brief()));
+        wire.subscribe("a", AtLeastOnce);
+        leave(wire);
+        let mut wire = broker.connect();
+        assert!(!wire.handshake(brief()));
+        wire.reset();
+        let mut wire = broker.connect();
+        assert!(!wire.handshake(brief()));
+        // Still connected: the new connection does not inherit it either (PITFALLS 30).
+        let mut newer = broker.connect();
+        assert!(!newer.handshake(brief()));
+        wire.expect_disconnect(ReasonCode::SESSION_TAKEN_OVER);
+        newer.publish(publish("a", AtMostOnce, b""));
+        newer.expect_nothing_before_ping();
+    });
+}
+
+/// 3.1.2.11.2, 3.14.2.2.2: a session ends when its time is over, which a DISCONNECT may change.
+#[test]
+fn session_expiry() {
+    on_all_at_once(
+        |builder| builder,
+        |broker, _| {
+            let with = |expiry, id| {
+                let properties = ConnectProperties {
+                    session_expiry_interval: Some(expiry),
+                    ..ConnectProperties::default()
+                };
+                Connect { clean_start: false, properties, ..connect(V5, id) }
+            };
+            for (id, expiry, last) in [
+                ("one second", 1, "e0 00"),
+                ("for ever", u32::MAX, "e0 00"),
+                ("shortened", u32::MAX, "e0 07 00 05 11 00000001"),
+                ("prolonged", 1, "e0 07 00 05 11 000000ff"),
+                ("ended", 100, "e0 07 00 05 11 00000000"),
+            ] {
+                let mut wire = broker.connect();
+                assert!(!wire.handshake(with(expiry, id)));
+                wire.subscribe("a", AtLeastOnce);
+                wire.send_hex(last);
+                wire.expect_closed();
+            }
+            let mut ended = broker.connect();
+            assert!(!ended.handshake(with(1, "ended")));
+            std::thread::sleep(Duration::from_millis(2200));
+            // Still connected: its time has not begun.
+            drop(ended);
+            for (id, present) in [
+                ("one second", false),
+                ("for ever", true),
+                ("shortened", false),
+                ("prolonged", true),
+                ("ended", true),
+            ] {
+                assert_eq!(broker.connect().handshake(with(1, id)), present, "{id}");
+            }
+            let ended = broker.wait_for_count("broker", "sessions_ended", |count| count >= 3);
+            assert!(ended >= 3);
+        },
+    );
+}
+
+/// A cap of the operator's is told, and holds (3.2.2.3.2).
+#[test]
+fn session_expiry_is_capped() {
+    on_all_at_once(
+        |builder| builder.arg("--session-expiry-max=1s"),
+        |broker, _| {
+            let mut wire = broker.connect();
+            wire.send(&Packet::Connect(session(V5, "capped")));
+            let Packet::ConnAck(ack) = wire.recv() else { panic!("a CONNACK") };
+            assert_eq!(ack.properties.session_expiry_interval, Some(1));
+            let mut old = begin(broker, V311, "capped, old");
+            leave(wire);
+            old.send_hex("e0 00");
+            old.expect_closed();
+            broker.wait_for_count("broker", "sessions_ended", |count| count == 2);
+            begin(broker, V5, "capped");
+            begin(broker, V311, "capped, old");
+        },
+    );
+}
+
+/// One session, three versions: what began in one goes on in another.
+#[test]
+fn a_session_may_change_its_version() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        let mut wire = begin(broker, V5, "many");
+        wire.send_bytes(&packet(0x82, "0001 {0b05} 'a' 01"));
+        wire.expect_bytes(&packet(0x90, "0001 {} 01"));
+        leave(wire);
+        publisher.send_bytes(&packet(0x32, "'a' 0001 {26 'k' 'v'} 31"));
+        publisher.expect_hex("40 02 0001");
+        let mut wire = resume(broker, V311, "many");
+        let id = wire.expect_publish("a", AtLeastOnce, b"1").expect("an id");
+        leave(wire);
+        let mut wire = resume(broker, V5, "many");
+        let Packet::Publish(again) = wire.recv() else { panic!("a PUBLISH") };
+        assert_eq!((again.packet_id, again.dup, again.payload), (Some(id), true, &b"1"[..]));
+        assert_eq!(again.properties.user_properties.iter().collect::<Vec<_>>(), [("k", "v")]);
+        assert_eq!(again.properties.subscription_ids.iter().collect::<Vec<_>>(), [5]);
+    });
+}
+
+/// 4.9: the window is the new connection's; what is sent again counts against it.
+#[test]
+fn resuming_with_a_smaller_window() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        let mut wire = begin(broker, V5, "window");
+        wire.subscribe("a", AtLeastOnce);
+        for number in 0..5_u8 {
+            publisher.publish(publish("a", AtLeastOnce, &[number]));
+            wire.expect_publish("a", AtLeastOnce, &[number]);
+        }
+        leave(wire);
+        let base = session(V5, "window");
+        let properties = ConnectProperties { receive_maximum: Some(2), ..base.properties };
+        let mut wire = broker.connect();
+        assert!(wire.handshake(Connect { properties, ..base }));
+        let mut ids = Vec::new();
+        for number in 0..2_u8 {
+            ids.push(wire.expect_publish("a", AtLeastOnce, &[number]).expect("an id").get());
+        }
+        wire.expect_nothing_before_ping();
+        for id in ids {
+            wire.send_ack(PacketKind::PubAck, id);
+        }
+        for number in 2..5_u8 {
+            wire.take_publish("a", AtLeastOnce, &[number]);
+        }
+        wire.expect_nothing_before_ping();
+    });
+}
