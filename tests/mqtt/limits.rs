@@ -1,5 +1,7 @@
 //! Bounds, ours and the client's: what is too large or too much, and that nothing else suffers.
 
+use std::time::{Duration, Instant};
+
 use noctule::codec::mqtt::{
     Connect, ConnectProperties, Packet, PacketKind, Publish, QoS, ReasonCode, Version,
 };
@@ -118,6 +120,7 @@ fn maximum_packet_size_of_the_client() {
         wire.send_hex("e0 00");
         wire.expect_closed();
         publish_all(false);
+        broker.wait_for_count("broker", "dropped_offline", |count| count == 3);
         let mut wire = broker.connect();
         assert!(wire.handshake(session));
         for qos in [AtLeastOnce, ExactlyOnce] {
@@ -221,7 +224,7 @@ fn the_window_is_bounded() {
 }
 
 /// Over the memory budget messages are refused (0x97) or dropped, and counted; what makes room is
-/// always accepted, and then all is as before.
+/// always accepted, and soon all is as before.
 #[test]
 fn the_memory_budget() {
     const COUNT: usize = 60;
@@ -243,8 +246,11 @@ fn the_memory_budget() {
             let reason = send(number, b"");
             assert!(!reason.is_error(), "{combination}: clearing {number}: {reason}");
         }
-        let reason = send(0, b"kept again");
-        assert!(!reason.is_error(), "{combination}: {reason}");
+        // Another shard says so, and is heard a moment later.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while send(0, b"kept again").is_error() {
+            assert!(Instant::now() < deadline, "{combination}: still refused");
+        }
         let mut wire = online(&broker, V311, "subscriber");
         wire.subscribe("kept/+", AtMostOnce);
         wire.expect_publish("kept/0", AtMostOnce, b"kept again");

@@ -165,15 +165,16 @@ fn a_subscriber_that_reads_late() {
 /// for it has no end, and a newer connection of it need not wait.
 #[test]
 fn a_client_that_never_reads_its_answers() {
-    const MOST: usize = 48 << 20;
+    const MOST: usize = 24 << 20;
     on_all(|broker| {
         let deaf = online(broker, V311, "deaf");
         let before = memory(broker);
         // Answered with as many bytes.
         let pings = [0xc0, 0].repeat(32 * 1024);
         let mut stream: &TcpStream = deaf.stream();
-        let mut sent = 0;
-        while sent < MOST {
+        let (mut sent, mut grown) = (0, 0);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
             match stream.write(&pings[sent % 2..]) {
                 Ok(n) => sent += n,
                 Err(e)
@@ -183,10 +184,11 @@ fn a_client_that_never_reads_its_answers() {
                 }
                 Err(e) => panic!("{e}"),
             }
+            grown = memory(broker).saturating_sub(before).max(grown);
+            assert!(grown < MOST, "{grown} bytes are held for who does not read");
+            // It is read on for a moment behind the end, so that the last word may arrive.
+            assert!(Instant::now() < deadline, "{sent} bytes were taken from who reads no answer");
         }
-        assert!(sent < MOST, "{sent} bytes of requests were taken from who reads no answer");
-        let grown = memory(broker).saturating_sub(before);
-        assert!(grown < MOST / 2, "{grown} bytes are held for who does not read");
         assert_eq!(broker.count("broker", "disconnects_unread"), 1);
         let mut newer = online(broker, V311, "deaf");
         newer.expect_nothing_before_ping();

@@ -137,7 +137,7 @@ impl Builder {
     pub fn start(self) -> Broker {
         let files = tempfile::tempdir().expect("a temporary directory");
         if let Some(addr) = external() {
-            return Broker { child: None, addrs: vec![addr], data: None, files };
+            return Broker { child: None, addrs: vec![addr], shards: 0, data: None, files };
         }
         let ready = files.path().join("ready.json");
         let stderr = files.path().join("stderr");
@@ -174,7 +174,8 @@ impl Builder {
             .stdout(output.try_clone().expect("share the stderr file"))
             .stderr(output);
         let child = command.spawn().expect("start the broker");
-        let mut broker = Broker { child: Some(child), addrs: Vec::new(), data: Some(data), files };
+        let mut broker =
+            Broker { child: Some(child), addrs: Vec::new(), shards: 0, data: Some(data), files };
         broker.wait_until_ready(&ready);
         broker
     }
@@ -184,6 +185,7 @@ impl Builder {
 pub struct Broker {
     child: Option<Child>,
     addrs: Vec<SocketAddr>,
+    shards: usize,
     data: Option<Arc<tempfile::TempDir>>,
     files: tempfile::TempDir,
 }
@@ -251,13 +253,20 @@ impl Broker {
             let mut reports = whole.lines().filter(|line| line.starts_with("{\"pid\""));
             (reports.clone().count(), reports.next_back().unwrap_or_default().to_owned())
         };
-        let (before, _) = reports();
+        let (mut before, _) = reports();
         self.signal(rustix::process::Signal::USR1);
         let deadline = Instant::now() + READY;
         loop {
             let (count, last) = reports();
             if count > before {
-                return serde_json::from_str(&last).expect("counters as JSON");
+                let stats: serde_json::Value =
+                    serde_json::from_str(&last).expect("counters as JSON");
+                if stats["shards"].as_array().map_or(0, Vec::len) == self.shards {
+                    return stats;
+                }
+                // A shard had no time to answer: the machine is busy. Ask again.
+                before = count;
+                self.signal(rustix::process::Signal::USR1);
             }
             assert!(Instant::now() < deadline, "no counters within {READY:?}");
             std::thread::sleep(Duration::from_millis(2));
@@ -345,15 +354,17 @@ impl Broker {
         struct Ready {
             pid: u32,
             listeners: Vec<SocketAddr>,
+            shards: usize,
         }
         let deadline = Instant::now() + READY;
         loop {
             // A file that cannot be parsed is one that is still being written.
             let parsed = std::fs::read(ready).ok().and_then(|b| serde_json::from_slice(&b).ok());
-            if let Some(Ready { pid, listeners }) = parsed {
+            if let Some(Ready { pid, listeners, shards }) = parsed {
                 assert_eq!(pid, self.pid(), "the ready file names the broker");
                 assert!(!listeners.is_empty(), "the ready file names the listeners");
                 self.addrs = listeners;
+                self.shards = shards;
                 return;
             }
             assert!(self.is_running(), "the broker ended at once:\n{}", self.stderr());
