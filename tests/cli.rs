@@ -201,7 +201,7 @@ fn request_and_response() {
             let asked = Sub::start(broker, &format!("-t {topic} -C 1 -F %R|%D"));
             let asking = noctule(
                 broker,
-                &format!("rr -V {version} -t {topic} -e cli/answer -m question -v -W 20"),
+                &format!("rr -d -V {version} -t {topic} -e cli/answer -m question -v -W 20"),
             )
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -221,8 +221,30 @@ fn request_and_response() {
             }
             let output = asking.wait_with_output().unwrap();
             assert_eq!(success(&output), "cli/answer right\n");
-            assert!(String::from_utf8(output.stderr).unwrap().contains("response after"));
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.contains("response after"), "{said}");
+            assert_eq!(said.contains("discarded a message"), version == "5", "{said}");
         }
+        // A responder that knows nothing of correlation data, on a topic that both know.
+        let asked = Sub::start(broker, "-t cli/rr/plain -C 1");
+        let asking = noctule(broker, "rr -t cli/rr/plain -e cli/plain -m question -W 20")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(asked.finish(), ("question\n".to_owned(), 0));
+        ok(broker, "pub -t cli/plain -m answer");
+        assert_eq!(success(&asking.wait_with_output().unwrap()), "answer\n");
+        // On a topic of its own, it has to echo them.
+        let asked = Sub::start(broker, "-t cli/rr/own -C 1 -F %R");
+        let asking = noctule(broker, "rr -d -t cli/rr/own -m question -W 2")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        ok(broker, &format!("pub -t {} -m answer", asked.finish().0.trim_end()));
+        let output = asking.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("no correlation data"), "{said}");
+        assert_eq!(output.status.code(), Some(27));
         let (code, said) = bad(broker, "rr -t cli/nobody -m question -W 0.3");
         assert_eq!((code, &said[..]), (27, "noctule: no response in time (-W)\n"));
     });

@@ -144,6 +144,7 @@ fn another_broker_on_the_port_is_noticed() {
     let dir = tempfile::tempdir().expect("a directory");
     let args = ["serve", "--listen", &first.addr().to_string(), "--shards", "2"];
     assert!(refused(noctule(dir.path(), &args)).contains("in use"));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("read").count(), 0, "nothing is left behind");
     first.stop();
 }
 
@@ -158,13 +159,16 @@ fn a_data_directory_in_use_is_refused_and_names_its_user() {
     // The lock ends with its holder, also when that is killed.
     first.kill();
     Broker::build(Combination { io: "epoll", shards: 1 }).data(&data).start().stop();
+    let lock = std::fs::read(data.path().join("lock")).expect("the lock file");
+    assert_eq!(lock, b"", "no pid stays after a stop");
 }
 
 #[test]
 fn a_data_directory_that_cannot_be_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::write(dir.path().join("file"), "").expect("write");
-    let line = refused(noctule(dir.path(), &["serve", "--data", "file/data"]));
+    let line =
+        refused(noctule(dir.path(), &["serve", "--listen", "127.0.0.1:0", "--data", "file/data"]));
     assert!(line.contains("file/data") && line.contains("--data"), "{line}");
 }
 

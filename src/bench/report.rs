@@ -17,6 +17,8 @@ use crate::limits::BENCH_STALL;
 const GENERATOR_BUSY: f64 = 0.90;
 /// A broker below this part of a CPU was not the limit either.
 const BROKER_BUSY: f64 = 0.95;
+/// A broker that delivers takes more than this, in microseconds of CPU for each message.
+const BROKER_MICROS_MIN: f64 = 0.02;
 /// In the open loop: the 99th percentile of lateness, in nanoseconds, above which latencies are
 /// partly the generator's own.
 const LATE_NANOS: u64 = 200_000;
@@ -243,6 +245,14 @@ impl Report {
             }
             None => {}
         }
+        if let Some(broker) = self.broker
+            && broker.cpu_micros_per_delivered < BROKER_MICROS_MIN
+        {
+            warnings.push(format!(
+                "process {} used almost no CPU: is it the broker's pid?",
+                broker.pid
+            ));
+        }
         if self.stalls > 0 {
             warnings.push(format!(
                 "nothing came for {} s, {} times, with messages under way",
@@ -438,6 +448,13 @@ mod tests {
         let open = Load::Open { rate: 1e3 };
         assert!(warned(report(open, 0.1, 0.1, 1_000_000)), "late");
         assert!(!warned(report(open, 2.0, 0.1, 1_000)), "it spins in the open loop");
+    }
+
+    #[test]
+    fn says_when_the_pid_is_not_the_brokers() {
+        let asked = |report: Report| report.to_string().contains("is it the broker's pid?");
+        assert!(asked(report(CLOSED, 0.5, 0.0, 0)));
+        assert!(!asked(report(CLOSED, 0.5, 0.001, 0)));
     }
 
     #[test]

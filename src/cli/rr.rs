@@ -1,8 +1,9 @@
 //! `noctule rr`: publishes a request and prints the response.
 //!
-//! In version 5 the request carries its response topic and correlation data, and only a message
-//! with the same correlation data is the response. Before, the first message on the response topic
-//! is.
+//! In version 5 the request carries its response topic and correlation data. A message with other
+//! correlation data is not the response; one without any is, on a topic that the user has chosen
+//! (`-e`): its responder may know nothing of them. Before version 5, the first message on the
+//! response topic is the response.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -205,12 +206,16 @@ impl Asker<'_> {
     }
 
     fn on_message(&mut self, client: &mut Client, publish: &Publish<'_>) {
-        let Some(asked) = self.asked else { return };
-        let another = self.properties.response_topic.is_some()
-            && publish.properties.correlation_data != self.properties.correlation_data.as_deref();
-        if self.answered || another || (publish.retain && self.flags.no_retained) {
-            return;
-        }
+        let asked = match (self.asked, self.objection(publish)) {
+            (Some(asked), None) => asked,
+            (_, objection) => {
+                if self.flags.connect.debug {
+                    let why = objection.unwrap_or("nothing was asked yet");
+                    eprintln!("noctule: discarded a message on {:?}: {why}", publish.topic);
+                }
+                return;
+            }
+        };
         self.answered = true;
         if let Err(error) = self.format.write(publish, clock::unix_time(), &mut self.out) {
             self.failure = Some(Failure::failed(error));
@@ -220,6 +225,23 @@ impl Asker<'_> {
             eprintln!("response after {micros} µs");
         }
         client.disconnect(clock::now(), ReasonCode::NORMAL_DISCONNECTION);
+    }
+
+    /// Why this is not the response.
+    fn objection(&self, publish: &Publish<'_>) -> Option<&'static str> {
+        // Only version 5 asks with them.
+        let wanted = self.properties.response_topic.as_ref().map(|_| &self.properties);
+        match (wanted, publish.properties.correlation_data) {
+            _ if self.answered => Some("the response has come already"),
+            _ if publish.retain && self.flags.no_retained => Some("it is retained (-R)"),
+            (Some(_), None) if self.flags.response_topic.is_none() => {
+                Some("it has no correlation data")
+            }
+            (Some(wanted), Some(data)) if wanted.correlation_data.as_deref() != Some(data) => {
+                Some("its correlation data are another request's")
+            }
+            _ => None,
+        }
     }
 
     fn fail(&mut self, client: &mut Client, failure: Failure) {

@@ -1,7 +1,8 @@
 //! What one broker owns on disk: the data directory, its lock, and the placement key in it.
 //!
 //! Invariant: one process at a time uses a data directory. The lock is the kernel's (flock) and
-//! ends with the process, however it ends; the pid in the file is for people.
+//! ends with the process, however it ends; the pid in the file is for people, and is taken out of it
+//! by whoever ends in an orderly way.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -21,8 +22,7 @@ const PLACEMENT_FILE: &str = "placement.key";
 pub struct DataDir {
     path: PathBuf,
     placement: PlacementKey,
-    /// Holds the lock.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl DataDir {
@@ -53,7 +53,18 @@ impl DataDir {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, StartError> {
+/// The open lock file, which holds the lock and our pid until this is dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still locked: the pid of a process that has gone may soon be another's.
+        let _ = self.0.set_len(0);
+    }
+}
+
+fn lock(dir: &Path) -> Result<Lock, StartError> {
     let path = dir.join(LOCK_FILE);
     let cannot = |error: io::Error| {
         StartError::new(format!(
@@ -87,7 +98,7 @@ fn lock(dir: &Path) -> Result<File, StartError> {
     }
     file.set_len(0).map_err(cannot)?;
     writeln!(file, "{}", std::process::id()).map_err(cannot)?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// Reads the key, or makes and keeps one at the first start.
@@ -157,6 +168,7 @@ mod tests {
         assert!(refused.contains(&holder), "{refused}");
         let key = first.placement();
         drop(first);
+        assert_eq!(fs::read(path.join(LOCK_FILE)).unwrap(), b"");
         assert_eq!(DataDir::open(&path).unwrap().placement(), key);
     }
 
@@ -166,6 +178,7 @@ mod tests {
         fs::write(dir.path().join(PLACEMENT_FILE), "12x").unwrap();
         let refused = DataDir::open(dir.path()).unwrap_err().to_string();
         assert!(refused.contains("placement.key is damaged"), "{refused}");
+        assert_eq!(fs::read(dir.path().join(LOCK_FILE)).unwrap(), b"", "no pid stays");
     }
 
     #[test]

@@ -100,11 +100,12 @@ pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failu
         .map_err(|error| StartError::new(format!("cannot handle signals: {error}")))?;
     let descriptors = socket::raise_descriptor_limit();
     let plan = affinity::plan(config.shards, config.cpus.as_ref())?;
-    let data = DataDir::open(&config.data)?;
-    remove_ready_file(config);
+    // Before the data directory, for a start that fails to leave nothing behind.
     let (addresses, listeners) = bind(config, plan.shards())?;
     let Selected { engine, reason } =
         probe::select(config.io).map_err(|why| StartError::new(with_doctor(&why)))?;
+    let data = DataDir::open(&config.data)?;
+    remove_ready_file(config);
     let seed = instance::random_u64()
         .map_err(|error| StartError::new(format!("cannot get random numbers: {error}")))?;
     let common = Common {

@@ -19,26 +19,28 @@ use crate::io;
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Address to listen on, repeatable; port 0 takes any free port
+    /// Address to listen on, repeatable; port 0 takes any free port [default: 127.0.0.1:1883]
     #[arg(long, value_name = "ADDR:PORT", env = "NOCTULE_LISTEN", value_delimiter = ',')]
     #[serde(skip)]
     pub listen: Vec<ListenAddress>,
     /// The same in the file: `[[listener]]`.
     #[arg(skip)]
     pub listener: Vec<RawListener>,
-    /// Event-loop threads; auto is one per usable CPU
+    /// Event-loop threads; auto is one per usable CPU [default: auto]
     #[arg(long, value_name = "N|auto", env = "NOCTULE_SHARDS")]
     pub shards: Option<ShardCount>,
     /// CPUs to pin the shards to, like 0,2-5; all that are usable when not given
     #[arg(long, value_name = "LIST", env = "NOCTULE_CPUS")]
     pub cpus: Option<CpuList>,
     /// Kernel interface; auto takes io_uring where it is complete, else epoll, and says why
+    /// [default: auto]
     #[arg(long, value_name = "BACKEND", env = "NOCTULE_IO")]
     pub io: Option<io::Choice>,
-    /// Directory for what must survive a restart; created when missing
+    /// Directory for what must survive a restart; created when missing [default: noctule-data]
     #[arg(long, value_name = "DIR", env = "NOCTULE_DATA")]
     pub data: Option<PathBuf>,
     /// Accept clients without credentials also on addresses that other machines can reach
+    /// [default: false]
     #[arg(long, value_name = "BOOL", env = "NOCTULE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_anonymous: Option<bool>,
     /// Written when the broker serves: pid, addresses, backend and shards, as JSON
@@ -73,10 +75,10 @@ pub struct RawListener {
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// What is logged to stderr: error, warn, info, debug or trace, also per module
+    /// What is logged to stderr: error, warn, info, debug or trace, also per module [default: info]
     #[arg(long = "log-level", value_name = "LEVEL", env = "NOCTULE_LOG")]
     pub level: Option<LogLevel>,
-    /// How it is logged
+    /// How it is logged [default: text]
     #[arg(long = "log-format", value_name = "FORMAT", env = "NOCTULE_LOG_FORMAT")]
     pub format: Option<LogFormat>,
 }
@@ -86,43 +88,45 @@ pub struct LogSettings {
 #[serde(deny_unknown_fields, default)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitSettings {
-    /// Largest packet accepted, in whole
+    /// Largest packet accepted, in whole [default: 2MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_PACKET_SIZE_MAX")]
     pub packet_size_max: Option<ByteSize>,
-    /// Unacknowledged QoS 1 and 2 messages allowed from one client
+    /// Unacknowledged QoS 1 and 2 messages allowed from one client [default: 1024]
     #[arg(long, value_name = "N", env = "NOCTULE_RECEIVE_MAXIMUM")]
     pub receive_maximum: Option<NonZeroU16>,
-    /// Unacknowledged QoS 1 and 2 messages towards one client, if it allows as many
+    /// Unacknowledged QoS 1 and 2 messages towards one client, if it allows as many [default: 1024]
     #[arg(long, value_name = "N", env = "NOCTULE_IN_FLIGHT_MAX")]
     pub in_flight_max: Option<NonZeroU16>,
-    /// Topic aliases that a client may define
+    /// Topic aliases that a client may define [default: 32]
     #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_ALIAS_MAXIMUM")]
     pub topic_alias_maximum: Option<u16>,
-    /// Messages queued for one session behind those in flight
+    /// Messages queued for one session behind those in flight [default: 100000]
     #[arg(long, value_name = "N", env = "NOCTULE_QUEUE_LEN_MAX")]
     pub queue_len_max: Option<usize>,
-    /// Their bytes
+    /// Their bytes [default: 64MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_QUEUE_BYTES_MAX")]
     pub queue_bytes_max: Option<ByteSize>,
-    /// Bytes waiting for one connection above which its QoS 0 messages are dropped
+    /// Bytes waiting for one connection above which its QoS 0 messages are dropped [default: 4MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_OUTBOX_BYTES_MAX")]
     pub outbox_bytes_max: Option<ByteSize>,
-    /// Sessions, connected or not; beyond, clients without one are refused
+    /// Sessions, connected or not; beyond, clients without one are refused [default: 1000000]
     #[arg(long, value_name = "N", env = "NOCTULE_SESSIONS_MAX")]
     pub sessions_max: Option<NonZeroUsize>,
-    /// Subscriptions of one session
+    /// Subscriptions of one session [default: 100000]
     #[arg(long, value_name = "N", env = "NOCTULE_SUBSCRIPTIONS_PER_SESSION_MAX")]
     pub subscriptions_per_session_max: Option<usize>,
-    /// How long a session may outlive its connection, whatever the client asks for
+    /// How long a session may outlive its connection, whatever the client asks for [default: never]
     #[arg(long, value_name = "TIME", env = "NOCTULE_SESSION_EXPIRY_MAX")]
     pub session_expiry_max: Option<Span>,
     /// Longest keep alive; longer ones, and none, are reduced to it for MQTT 5 clients
+    /// [default: never]
     #[arg(long, value_name = "TIME", env = "NOCTULE_KEEP_ALIVE_MAX")]
     pub keep_alive_max: Option<Span>,
-    /// How long a connection may take to send its CONNECT
+    /// How long a connection may take to send its CONNECT [default: 10s]
     #[arg(long, value_name = "TIME", env = "NOCTULE_CONNECT_TIMEOUT")]
     pub connect_timeout: Option<Span>,
     /// Payload memory of queued, in-flight and retained messages and Wills, of the whole broker
+    /// [default: 1GiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_MEMORY_BUDGET")]
     pub memory_budget: Option<ByteSize>,
 }

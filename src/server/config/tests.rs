@@ -49,6 +49,31 @@ fn the_documented_file_names_every_flag() {
     }
 }
 
+/// The help of each flag ends in its default, which is that of the documented file.
+#[test]
+fn the_help_says_the_defaults() {
+    let file: toml::Table = DEFAULT_FILE.parse().expect("parses");
+    let within = |section: &str, key: &str| file[section].get(key).cloned();
+    let command = Settings::augment_args(clap::Command::new("test"));
+    let mut said = 0;
+    for arg in command.get_arguments() {
+        let key = arg.get_id().as_str();
+        let value = match key {
+            "listen" => file["listener"][0].get("address").cloned(),
+            _ => file.get(key).cloned().or(within("log", key)).or(within("limits", key)),
+        };
+        let help = arg.get_help().expect("every flag has a help text").to_string();
+        let default = help.split_once("[default: ").map(|(_, default)| default);
+        let expected = value.map(|value| match value {
+            toml::Value::String(text) => format!("{text}]"),
+            other => format!("{other}]"),
+        });
+        assert_eq!(default, expected.as_deref(), "{key}: {help}");
+        said += usize::from(default.is_some());
+    }
+    assert!(said >= 20, "{said}");
+}
+
 #[test]
 fn a_flag_wins_over_the_file_and_that_over_the_default() {
     let file = "shards = 3\nio = \"epoll\"\n[limits]\nqueue_len_max = 7\nreceive_maximum = 5\n";
