@@ -4,17 +4,19 @@
 #
 # usage: scripts/test.sh [STAGE...]      all stages, or only these, in the order given
 #
-#   format     rustfmt
-#   lint       clippy with all warnings denied; shellcheck
-#   unit       unit, property, documentation and house-rule tests
-#   loom       the handshake between shards, in all orders of its steps (bounded)
-#   blackbox   a real process: both I/O backends, one and two shards
-#   clients    real client libraries in C, Python, JavaScript and Rust, on the same four
-#   fuzz       made-up bytes, some seconds for each target of tests/fuzz
+#   format       rustfmt
+#   lint         clippy with all warnings denied; shellcheck
+#   unit         unit, property, documentation and house-rule tests
+#   loom         the handshake between shards, in all orders of its steps (bounded)
+#   conformance  MQTT by raw packets against a real process, both I/O backends, one and two shards;
+#                fails as well when tests/mqtt/CONFORMANCE.md is not what this run gives
+#   blackbox     everything else with a real process, on the same four
+#   clients      real client libraries in C, Python, JavaScript and Rust, on the same four
+#   fuzz         made-up bytes, some seconds for each target of tests/fuzz
 #
-#   deny       licences, advisories and sources by cargo-deny; only when asked for: it needs the
-#              tool, and an advisory of today is not a fault of this commit. Licences and sources
-#              are held by the unit stage as well.
+#   deny         licences, advisories and sources by cargo-deny; only when asked for: it needs the
+#                tool, and an advisory of today is not a fault of this commit. Licences and sources
+#                are held by the unit stage as well.
 #
 # NOCTULE_TEST_IO and NOCTULE_TEST_SHARDS restrict the black-box stages to a combination. The last
 # line is "N passed, N failed", and the exit code says the same.
@@ -23,7 +25,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-STAGES=(format lint unit loom blackbox clients fuzz)
+STAGES=(format lint unit loom conformance blackbox clients fuzz)
 # Nothing is skipped: a test that cannot run here fails.
 export CI=${CI:-true}
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -41,7 +43,8 @@ stage_lint() {
 }
 
 stage_unit() {
-    cargo test --locked --no-fail-fast --lib --bins --test tidy --test dependencies
+    cargo test --locked --no-fail-fast --lib --bins --test tidy --test dependencies \
+        --test conformance
     cargo test --locked --doc
 }
 
@@ -50,6 +53,10 @@ stage_loom() {
     RUSTFLAGS="--cfg noctule_loom" CARGO_TARGET_DIR="$(target_dir)/loom" \
         LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3} \
         cargo test --locked --lib loom_
+}
+
+stage_conformance() {
+    scripts/conformance.sh --check
 }
 
 # Every test of tests/ that no other stage runs, so that none is forgotten.
@@ -61,7 +68,7 @@ stage_blackbox() {
         name=${name%/main.rs}
         name=${name%.rs}
         case $name in
-        tidy | dependencies | clients | '*') ;;
+        tidy | dependencies | conformance | mqtt | clients | '*') ;;
         *) tests+=(--test "$name") ;;
         esac
     done
@@ -148,7 +155,7 @@ run_stage() {
     elif [[ $counts == "0 0" ]]; then
         passed=$((passed + 1))
     fi
-    times+=("$(printf '%-9s %4d s  %s' "$stage" $((SECONDS - start)) \
+    times+=("$(printf '%-11s %4d s  %s' "$stage" $((SECONDS - start)) \
         "$([[ $status -eq 0 ]] && echo ok || echo FAILED)")")
 }
 
