@@ -21,7 +21,12 @@ fn connack<T>(wire: &mut Wire, connect: Connect<'_>, look: impl FnOnce(&ConnAck<
     }
 }
 
-/// `[MQTT-3.2.0-1]`, `[MQTT-3.2.2-1]`, and the bytes of 3.1 and 3.1.1.
+/// A successful CONNACK comes first, in the bytes of 3.1 and 3.1.1, and with what 5.0 announces.
+///
+/// v5: 3.1.4-5, 3.2.0-1
+/// v3.1.1: 3.1.4-4, 3.2.0-1
+/// v3.1: 2.2
+/// family: 13, 20
 #[test]
 fn connack_in_every_version() {
     on_all(|broker| {
@@ -49,8 +54,12 @@ fn connack_in_every_version() {
     });
 }
 
-/// `[MQTT-3.2.2-2]`, `[MQTT-3.2.2-3]`; of 3.1.1 `[MQTT-3.2.2-1]` to `[MQTT-3.2.2-3]`. 3.1 has no
-/// such flag.
+/// Session Present tells whether there was a session; 3.1 has no such flag.
+///
+/// v5: 3.1.2-6, 3.1.4-4, 3.2.2-2, 3.2.2-3
+/// v3.1.1: 3.1.4-3, 3.2.2-1, 3.2.2-2, 3.2.2-3
+/// v3.1: 3.2
+/// family: 18
 #[test]
 fn session_present() {
     on_all(|broker| {
@@ -71,7 +80,13 @@ fn session_present() {
     });
 }
 
-/// `[MQTT-3.1.3-6]`, `[MQTT-3.1.3-7]`; of 3.1.1 `[MQTT-3.1.3-6]` to `[MQTT-3.1.3-9]`.
+/// An empty client identifier: refused where the version says so, else one is assigned, which is nobody
+/// else's.
+///
+/// v5: 3.1.3-6, 3.1.3-7, 3.2.2-16
+/// v3.1.1: 3.1.3-6, 3.1.3-7, 3.1.3-8, 3.1.3-9, 3.2.2-4, 3.2.2-5
+/// v3.1: 3.2
+/// family: 17
 #[test]
 fn an_empty_client_identifier() {
     on_all(|broker| {
@@ -82,9 +97,13 @@ fn an_empty_client_identifier() {
             wire.expect_bytes(&[0x20, 2, 0, code]);
             wire.expect_closed();
         }
-        let mut wire = broker.connect();
-        wire.handshake(connect(V311, ""));
-        wire.expect_nothing_before_ping();
+        let mut nameless: Vec<_> = (0..3).map(|_| broker.connect()).collect();
+        for wire in &mut nameless {
+            wire.handshake(connect(V311, ""));
+        }
+        for wire in &mut nameless {
+            wire.expect_nothing_before_ping();
+        }
 
         let assigned = |wire: &mut Wire| {
             connack(wire, connect(V5, ""), |ack| {
@@ -101,13 +120,24 @@ fn an_empty_client_identifier() {
     });
 }
 
-/// `[MQTT-3.1.3-5]` and beyond: any UTF-8 is a client identifier, long ones too.
+/// What every server must take, and beyond: any UTF-8 is a client identifier, long ones too.
+///
+/// v5: 3.1.3-5
+/// v3.1.1: 3.1.3-5
 #[test]
 fn any_client_identifier() {
     let long = "x".repeat(65_535);
     on_all(|broker| {
-        for id in ["0123456789abcdefghijklmnopqrstuvwxyz", "ä/+#$ \u{7}\u{feff}", &long] {
-            for version in [V311, V5] {
+        for id in [
+            "0",
+            "0123456789abcdefghijklm",
+            "nopqrstuvwxyzABCDEFGHIJ",
+            "KLMNOPQRSTUVWXYZ",
+            "0123456789abcdefghijklmn",
+            "ä/+#$ \u{7}\u{feff}",
+            &long,
+        ] {
+            for version in [V31, V311, V5] {
                 let mut wire = broker.connect();
                 wire.handshake(connect(version, id));
                 wire.expect_nothing_before_ping();
@@ -116,6 +146,9 @@ fn any_client_identifier() {
     });
 }
 
+/// All combinations of user name and password that the versions allow.
+///
+/// family: 16
 #[test]
 fn user_name_and_password_are_accepted_from_anybody() {
     on_all(|broker| {
@@ -134,8 +167,10 @@ fn user_name_and_password_are_accepted_from_anybody() {
     });
 }
 
-/// `[MQTT-4.12.0-1]`, `[MQTT-3.2.2-7]`: refused, then closed. No Will of who was refused
-/// (PITFALLS 33), which its next message proves.
+/// Refused, then closed. No Will of who was refused, which its next message proves.
+///
+/// v5: 3.1.4-2, 3.2.2-6, 3.2.2-7, 4.12.0-1, 4.13.2-1
+/// family: 27, 33
 #[test]
 fn an_authentication_method_that_we_do_not_have() {
     on_all(|broker| {
@@ -171,6 +206,8 @@ fn an_authentication_method_that_we_do_not_have() {
 
 /// A bridge announces itself by the highest bit of the level, and then relies on a treatment that
 /// it does not get here: refused, it tries again as a plain client.
+///
+/// family: 13
 #[test]
 fn the_bridge_bit_is_refused() {
     on_all(|broker| {
@@ -186,6 +223,8 @@ fn the_bridge_bit_is_refused() {
 /// 3.1.4: "Clients are allowed to send further packets immediately after sending a CONNECT"; all of
 /// them travel with the connection when it moves to its home shard. Many clients, so that on two
 /// shards some move and some do not.
+///
+/// family: 12
 #[test]
 fn packets_right_behind_connect() {
     let large = vec![b'x'; 100_000];
@@ -224,7 +263,12 @@ fn packets_right_behind_connect() {
     });
 }
 
-/// `[MQTT-3.12.4-1]`
+/// Every PINGREQ has its PINGRESP.
+///
+/// v5: 3.12.4-1
+/// v3.1.1: 3.12.4-1
+/// v3.1: 3.12
+/// family: 77
 #[test]
 fn pings_are_answered() {
     on_all(|broker| {
@@ -239,8 +283,12 @@ fn pings_are_answered() {
     });
 }
 
-/// `[MQTT-3.1.2-22]`: silent for one and a half times its keep alive, a client is gone; one that
-/// says anything is not. The Will of the silent one is published.
+/// Silent for one and a half times its keep alive, a client is gone; one that says anything is not, and
+/// nobody is with keep alive 0. The Will of the silent one is published.
+///
+/// v5: 3.1.2-22, 3.2.2-22
+/// v3.1.1: 3.1.2-24
+/// family: 24
 #[test]
 fn keep_alive() {
     on_all_at_once(
@@ -278,7 +326,10 @@ fn keep_alive() {
     );
 }
 
-/// 3.1.2.10: "The Server … MUST use" what it told `[MQTT-3.2.2-22]`.
+/// The keep alive that the server tells is what counts, not the client's.
+///
+/// v5: 3.1.2-21, 3.2.2-21
+/// family: 24
 #[test]
 fn server_keep_alive() {
     on_all_at_once(
@@ -293,6 +344,8 @@ fn server_keep_alive() {
 }
 
 /// A connection that does not say who it is, is closed; of one that says it slowly the same.
+///
+/// v3.1: 3.1
 #[test]
 fn connect_must_come_in_time() {
     on_all_at_once(
@@ -311,7 +364,10 @@ fn connect_must_come_in_time() {
     );
 }
 
-/// `[MQTT-3.1.2-24]`: a client that takes no packet as large as its CONNACK gets none.
+/// A client that takes no packet as large as its CONNACK gets none.
+///
+/// v5: 3.1.2-24
+/// family: 25
 #[test]
 fn a_client_that_cannot_take_its_connack() {
     on_all(|broker| {
@@ -323,8 +379,12 @@ fn a_client_that_cannot_take_its_connack() {
     });
 }
 
-/// `[MQTT-3.14.4-2]`, of 3.1.1 `[MQTT-3.14.4-2]`: nothing counts behind a DISCONNECT, and the
-/// broker closes.
+/// Nothing counts behind a DISCONNECT, and the broker closes.
+///
+/// v5: 3.14.4-1
+/// v3.1.1: 3.14.4-2
+/// v3.1: 3.14
+/// family: 78
 #[test]
 fn disconnect_is_the_last_packet() {
     on_all(|broker| {
@@ -351,6 +411,9 @@ fn disconnect_is_the_last_packet() {
 
 /// SIGTERM: who speaks MQTT 5 is told (0x8B), everybody is closed, no Will is published, and what
 /// was accepted before still arrives.
+///
+/// v5: 3.14.2-1, 3.14.4-2
+/// family: 79
 #[test]
 fn sigterm() {
     for combination in combinations() {

@@ -24,8 +24,10 @@ fn payload_for(version: Version, qos: QoS, size: usize) -> Vec<u8> {
     vec![b'x'; size - header]
 }
 
-/// 3.2.2.3.6, `[MQTT-3.2.2-15]`: up to our Maximum Packet Size, that included; beyond it 0x95, before
-/// the rest has come.
+/// Up to our Maximum Packet Size, that included; beyond it 0x95, before the rest has come.
+///
+/// v5: 3.2.2-15
+/// family: 49
 #[test]
 fn maximum_packet_size_of_the_broker() {
     for combination in combinations() {
@@ -57,6 +59,8 @@ fn maximum_packet_size_of_the_broker() {
 }
 
 /// A stranger cannot make us hold much: a CONNECT is bounded more tightly than other packets.
+///
+/// family: 12
 #[test]
 fn what_comes_before_connect_is_bounded() {
     on_all(|broker| {
@@ -86,9 +90,11 @@ fn what_comes_before_connect_is_bounded() {
     });
 }
 
-/// `[MQTT-3.1.2-24]`, `[MQTT-3.1.2-25]`: what the client cannot take is dropped as if it had been
-/// sent. It blocks nothing and holds no slot of the window: live, from the queue, as a retained
-/// message. PITFALLS 49.
+/// What the client cannot take is dropped as if it had been sent. It blocks nothing and holds no slot of
+/// the window: live, from the queue, as a retained message.
+///
+/// v5: 3.1.2-24, 3.1.2-25
+/// family: 49
 #[test]
 fn maximum_packet_size_of_the_client() {
     const SIZE: usize = 200;
@@ -140,6 +146,9 @@ fn maximum_packet_size_of_the_client() {
 }
 
 /// Resumed by a client that takes less than before: what is under way and too large ends there.
+///
+/// v5: 3.1.2-24, 3.1.2-25
+/// family: 49
 #[test]
 fn resuming_with_a_smaller_maximum_packet_size() {
     on_all(|broker| {

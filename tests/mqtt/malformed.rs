@@ -77,7 +77,11 @@ fn still_serves(broker: &Broker) {
     wire.expect_bytes(&packet(0x30, "'a' 78"));
 }
 
-/// `[MQTT-3.1.0-1]`, and PITFALLS of the same kind: whatever is no CONNECT is not answered.
+/// Whatever is no CONNECT is closed without an answer.
+///
+/// v5: 3.1.0-1, 3.14.0-1, 4.13.1-1
+/// v3.1.1: 3.1.0-1, 3.2.0-1, 4.8.0-1
+/// family: 1, 3, 77
 #[test]
 fn the_first_packet_is_connect() {
     let first = [
@@ -99,7 +103,11 @@ fn the_first_packet_is_connect() {
     check_all(&rows);
 }
 
-/// `[MQTT-3.1.0-2]`
+/// A second CONNECT ends the connection, without a second CONNACK.
+///
+/// v5: 3.1.0-2, 3.2.0-2, 3.14.4-1, 3.14.4-2
+/// v3.1.1: 3.1.0-2, 4.8.0-1
+/// family: 1, 19
 #[test]
 fn a_second_connect_ends_the_connection() {
     let again = |level| packet(0x10, &format!("'MQTT' {level} 02 003c '2'"));
@@ -110,8 +118,11 @@ fn a_second_connect_ends_the_connection() {
     ]);
 }
 
-/// `[MQTT-2.1.3-1]`, `[MQTT-3.8.1-1]`, `[MQTT-3.6.1-1]`, `[MQTT-3.10.1-1]`, `[MQTT-3.14.1-1]`,
-/// `[MQTT-3.15.1-1]`; of 3.1.1 `[MQTT-2.2.2-2]`.
+/// Reserved flags of the fixed header are malformed, of every packet.
+///
+/// v5: 2.1.3-1, 3.1.4-1, 3.6.1-1, 3.8.1-1, 3.10.1-1, 3.14.1-1, 3.15.1-1, 4.13.1-1
+/// v3.1.1: 2.2.2-1, 2.2.2-2, 3.1.4-1, 3.6.1-1, 3.8.1-1, 3.10.1-1, 3.14.1-1
+/// family: 2, 79
 #[test]
 fn reserved_flags_of_the_fixed_header() {
     let mut rows = Vec::new();
@@ -144,6 +155,11 @@ fn reserved_flags_of_the_fixed_header() {
     check_all(&rows);
 }
 
+/// Reserved packet types, those of servers, and AUTH before 5.0.
+///
+/// v5: 4.13.1-1
+/// v3.1.1: 4.8.0-1
+/// family: 3
 #[test]
 fn packet_types_that_are_not_the_clients_to_send() {
     let mut rows = Vec::new();
@@ -161,7 +177,10 @@ fn packet_types_that_are_not_the_clients_to_send() {
     check_all(&rows);
 }
 
-/// `[MQTT-1.5.5-1]`
+/// Variable Byte Integers are minimal, and of four bytes at most.
+///
+/// v5: 1.5.5-1
+/// family: 4
 #[test]
 fn variable_byte_integers() {
     use Cause::{VariableByteIntegerNotMinimal as Needless, VariableByteIntegerTooLong as TooLong};
@@ -182,6 +201,11 @@ fn variable_byte_integers() {
     ]);
 }
 
+/// Every field that must be there is missed: packet identifiers, topics, and what flags announce.
+///
+/// v5: 3.1.2-9, 3.1.2-17, 3.1.2-19, 3.1.3-3, 3.1.4-1, 3.3.2-1
+/// v3.1.1: 3.1.2-9, 3.1.2-19, 3.1.2-21, 3.1.3-3, 3.1.4-1, 3.2.2-6, 3.3.2-1
+/// family: 5, 15, 16
 #[test]
 fn packets_that_end_before_their_fields_do() {
     let mut rows = Vec::new();
@@ -241,13 +265,22 @@ fn packets_that_end_before_their_fields_do() {
         ("'MQTT' 05 02 003c {}", ConnAck(0x81)),
         ("'MQTT' 05 02 003c 09 11", ConnAck(0x81)),
         ("'MQTT' 05 82 003c {} 'a'", ConnAck(0x81)),
+        ("'MQTT' 05 42 003c {} 'a'", ConnAck(0x81)),
+        ("'MQTT' 05 c2 003c {} 'a' 'u'", ConnAck(0x81)),
+        ("'MQTT' 05 06 003c {} 'a'", ConnAck(0x81)),
         ("'MQTT' 05 06 003c {} 'a' {}", ConnAck(0x81)),
+        ("'MQTT' 05 06 003c {} 'a' {} 't'", ConnAck(0x81)),
     ] {
         rows.push((None, packet(0x10, body), told, Cause::Truncated));
     }
     check_all(&rows);
 }
 
+/// Nothing may follow the last field: also none that its flag has not announced.
+///
+/// v5: 3.1.2-16, 3.1.2-18, 3.1.4-1
+/// v3.1.1: 3.1.2-11, 3.1.2-18, 3.1.2-20, 3.1.4-1
+/// family: 5, 16
 #[test]
 fn bytes_after_the_last_field() {
     let mut rows = Vec::new();
@@ -274,11 +307,19 @@ fn bytes_after_the_last_field() {
     let trailing = |told, body| (None, packet(0x10, body), told, Cause::TrailingBytes);
     rows.push(trailing(Nothing, "'MQTT' 04 02 003c 'a' 00"));
     rows.push(trailing(Nothing, "'MQTT' 04 02 003c 'a' 't' 'm'"));
+    rows.push(trailing(Nothing, "'MQTT' 04 02 003c 'a' 'user without flag'"));
+    rows.push(trailing(Nothing, "'MQTT' 04 82 003c 'a' 'user' 'password without flag'"));
     rows.push(trailing(ConnAck(0x81), "'MQTT' 05 02 003c {} 'a' 'user without flag'"));
+    rows.push(trailing(ConnAck(0x81), "'MQTT' 05 82 003c {} 'a' 'user' 'password without flag'"));
     check_all(&rows);
 }
 
-/// `[MQTT-1.5.4-1]`, `[MQTT-1.5.4-2]`: in every string of every packet.
+/// Ill-formed UTF-8 and U+0000 are refused in every string of every packet.
+///
+/// v5: 1.5.4-1, 1.5.4-2, 1.5.7-1, 3.1.3-4, 3.1.3-11, 3.1.3-12, 3.3.2-1, 3.3.2-13, 3.3.2-19, 3.8.3-1
+/// v5: 3.10.3-1, 4.7.3-2
+/// v3.1.1: 1.5.3-1, 1.5.3-2, 3.1.3-4, 3.1.3-10, 3.1.3-11, 3.3.2-1, 3.8.3-1, 3.10.3-1, 4.7.3-2
+/// family: 6
 #[test]
 fn ill_formed_strings() {
     // In the notation, the string that is to be wrong is "@".
@@ -308,6 +349,8 @@ fn ill_formed_strings() {
         (Some(V311), 0x82, "0001 @ 00"),
         (Some(V311), 0xa2, "0001 @"),
         (None, 0x10, "'MQTT' 04 02 003c @"),
+        (None, 0x10, "'MQTT' 04 82 003c 'a' @"),
+        (None, 0x10, "'MQTT' 04 06 003c 'a' @ 'm'"),
         (Some(V31), 0x30, "@"),
     ];
     let told = |version: Option<_>, body: &str| match version {
@@ -341,7 +384,12 @@ fn ill_formed_strings() {
     check_all(&rows);
 }
 
-/// `[MQTT-2.2.1-3]`, `[MQTT-2.2.1-4]`
+/// Packet Identifier 0 is none.
+///
+/// v5: 2.2.1-3
+/// v3.1.1: 2.3.1-1
+/// v3.1: 2.4
+/// family: 7
 #[test]
 fn packet_identifier_zero() {
     let mut rows = Vec::new();
@@ -362,6 +410,10 @@ fn packet_identifier_zero() {
     check_all(&rows);
 }
 
+/// What may be there once is refused twice.
+///
+/// v5: 4.13.1-1
+/// family: 8
 #[test]
 fn properties_given_twice() {
     let mut rows = Vec::new();
@@ -391,6 +443,8 @@ fn properties_given_twice() {
 }
 
 /// 2.2.2.2: "an Identifier which is not valid for its packet type … is a Malformed Packet".
+///
+/// family: 9
 #[test]
 fn properties_of_other_packets_and_of_none() {
     use Cause::{PropertyNotAllowed as Foreign, PropertyUnknown as Unknown};
@@ -425,6 +479,10 @@ fn properties_of_other_packets_and_of_none() {
     check_all(&rows);
 }
 
+/// Values that a property cannot have, and properties that a client cannot send.
+///
+/// v5: 3.3.2-8, 3.3.2-14, 3.3.4-6
+/// family: 11, 27, 50, 51, 52
 #[test]
 fn property_values_out_of_range() {
     let mut rows = Vec::new();
@@ -451,7 +509,11 @@ fn property_values_out_of_range() {
     check_all(&rows);
 }
 
-/// `[MQTT-3.3.1-2]`, `[MQTT-3.3.1-4]`
+/// QoS 3, and QoS 0 with DUP.
+///
+/// v5: 3.3.1-2, 3.3.1-4
+/// v3.1.1: 3.3.1-2, 3.3.1-4
+/// family: 10
 #[test]
 fn flags_of_publish() {
     let mut rows = Vec::new();
@@ -466,7 +528,11 @@ fn flags_of_publish() {
     check_all(&rows);
 }
 
-/// `[MQTT-3.3.2-2]`, `[MQTT-4.7.3-1]`
+/// A topic name has no wildcards and is not empty, of a Will neither.
+///
+/// v5: 3.3.2-2, 4.7.0-1, 4.7.3-1
+/// v3.1.1: 3.3.2-2, 4.7.1-1, 4.7.3-1
+/// family: 52
 #[test]
 fn topic_names() {
     let mut rows = Vec::new();
@@ -488,7 +554,11 @@ fn topic_names() {
     check_all(&rows);
 }
 
-/// `[MQTT-3.1.2-3]`, `[MQTT-3.1.2-11]` to `[MQTT-3.1.2-13]`; of 3.1.1 `[MQTT-3.1.2-22]`.
+/// Flags of CONNECT that are reserved, or contradict each other.
+///
+/// v5: 3.1.2-3, 3.1.2-11, 3.1.2-12, 3.1.2-13, 3.2.2-8
+/// v3.1.1: 3.1.2-3, 3.1.2-11, 3.1.2-13, 3.1.2-14, 3.1.2-15, 3.1.2-22
+/// family: 14, 15, 16
 #[test]
 fn flags_of_connect() {
     let v5 = |flags, told, cause| {
@@ -510,7 +580,12 @@ fn flags_of_connect() {
     ]);
 }
 
-/// `[MQTT-3.1.2-1]`, `[MQTT-3.1.2-2]`: who speaks another version is told so.
+/// Who speaks another version is told so; what is not MQTT is closed.
+///
+/// v5: 3.1.2-1, 3.1.2-2, 3.2.2-8
+/// v3.1.1: 3.1.2-1, 3.1.2-2
+/// v3.1: 2.2
+/// family: 13
 #[test]
 fn protocol_names_and_levels() {
     let other = |name, level, told| {
@@ -530,7 +605,11 @@ fn protocol_names_and_levels() {
     ]);
 }
 
-/// `[MQTT-3.8.3-2]`, `[MQTT-3.8.3-4]`, `[MQTT-3.8.3-5]`, `[MQTT-3.10.3-2]`, 3.8.3.1
+/// Payloads without a filter, reserved bits and values of the options.
+///
+/// v5: 3.8.3-2, 3.8.3-4, 3.8.3-5, 3.10.3-2
+/// v3.1.1: 3.8.3-3, 3.8.3-4, 3.10.3-2
+/// family: 60, 61, 71
 #[test]
 fn payloads_of_subscribe_and_unsubscribe() {
     let mut rows = Vec::new();
@@ -556,8 +635,10 @@ fn payloads_of_subscribe_and_unsubscribe() {
     check_all(&rows);
 }
 
-/// `[MQTT-3.14.2-1]`, `[MQTT-3.4.2-1]`, `[MQTT-3.6.2-1]`, `[MQTT-3.15.2-1]`: reason codes that do not
-/// exist, or that only a server gives.
+/// Reason codes that do not exist, or that only a server gives.
+///
+/// v5: 3.4.2-1, 3.5.2-1, 3.6.2-1, 3.7.2-1, 3.14.2-1, 3.15.2-1
+/// family: 78
 #[test]
 fn reason_codes() {
     let rows = [
@@ -577,6 +658,9 @@ fn reason_codes() {
 }
 
 /// Rules that only the state of the connection shows to be broken. They have one counter.
+///
+/// v5: 3.2.2-17, 3.3.2-9, 4.12.0-7
+/// family: 27, 50, 78
 #[test]
 fn protocol_errors_of_well_formed_packets() {
     on_all(|broker| {
@@ -601,6 +685,9 @@ fn protocol_errors_of_well_formed_packets() {
 }
 
 /// Nothing behind a malformed packet is looked at, and what was before it has been done.
+///
+/// v5: 2.2.1-2, 3.3.1-4, 4.13.1-1, 2.2.2-1
+/// family: 79
 #[test]
 fn a_malformed_packet_is_the_last_that_counts() {
     on_all(|broker| {
@@ -623,6 +710,8 @@ fn a_malformed_packet_is_the_last_that_counts() {
 }
 
 /// The whole of a conversation, one byte at a time: nothing depends on how bytes are cut.
+///
+/// family: 12
 #[test]
 fn bytes_may_come_one_by_one() {
     let mut all = packet(0x10, "'MQTT' 05 02 003c {26 'k' 'v'} 'one by one'");
@@ -646,6 +735,8 @@ fn bytes_may_come_one_by_one() {
 }
 
 /// A client that goes away in the middle of a packet costs nobody anything.
+///
+/// family: 12
 #[test]
 fn a_packet_cut_by_the_end_of_the_connection() {
     on_all(|broker| {

@@ -26,7 +26,11 @@ fn with_id(publish: Publish<'_>, id: u16) -> Packet<'_> {
     Packet::Publish(Publish { packet_id: PacketId::new(id), ..publish })
 }
 
-/// `[MQTT-3.8.4-8]`: the smaller QoS counts, between all versions.
+/// The smaller QoS counts, between all versions; each exchange is whole, and what is new has no DUP.
+///
+/// v5: 2.2.1-5, 3.3.4-1, 3.8.4-8, 4.3.1-1, 4.3.2-2, 4.3.3-2, 4.3.3-4, 3.3.2-3
+/// v3.1.1: 2.3.1-6, 3.3.1-9, 3.3.4-1, 3.8.4-6, 4.3.1-1, 3.3.2-3
+/// v3.1: 3.3
 #[test]
 fn every_qos_to_every_qos_in_every_version() {
     on_all(|broker| {
@@ -48,7 +52,11 @@ fn every_qos_to_every_qos_in_every_version() {
     });
 }
 
-/// `[MQTT-4.3.2-4]`, `[MQTT-4.3.3-8]` and the bytes: a reason only where there is one to give.
+/// The bytes of acknowledgements: a reason only where there is one to give.
+///
+/// v5: 2.2.1-5, 3.3.4-1, 3.4.2-1, 3.5.2-1, 3.7.2-1, 4.3.2-4, 4.3.3-8, 4.3.3-11
+/// v3.1.1: 2.3.1-6, 3.3.4-1
+/// family: 54
 #[test]
 fn acknowledgements() {
     on_all(|broker| {
@@ -81,8 +89,12 @@ fn acknowledgements() {
     });
 }
 
-/// `[MQTT-4.3.3-10]`: a QoS 2 message is had once, however often it comes before its PUBREL; then
-/// its identifier is a new message's. `[MQTT-3.3.1-3]`: DUP is not passed on.
+/// A QoS 2 message is had once, however often it comes before its PUBREL; then its identifier is a new
+/// message's. DUP is not passed on.
+///
+/// v5: 3.3.1-3, 4.3.3-10, 4.3.3-12
+/// v3.1.1: 3.3.1-3, 4.3.3-2, 2.3.1-3
+/// family: 38, 39
 #[test]
 fn a_repeated_qos_2_publish_is_one_message() {
     on_all(|broker| {
@@ -106,7 +118,10 @@ fn a_repeated_qos_2_publish_is_one_message() {
     });
 }
 
-/// `[MQTT-4.3.3-11]`, table 3-8: PUBCOMP always, with 0x92 for what was never sent or is done.
+/// PUBCOMP always, with 0x92 for what was never sent or is done.
+///
+/// v5: 3.7.2-1, 4.3.3-11
+/// family: 42
 #[test]
 fn pubrel_of_an_unknown_identifier() {
     on_all(|broker| {
@@ -122,6 +137,9 @@ fn pubrel_of_an_unknown_identifier() {
 }
 
 /// Acknowledgements of what was never sent are no reason to close.
+///
+/// v5: 3.6.2-1
+/// family: 42
 #[test]
 fn unexpected_acknowledgements_are_counted() {
     on_all(|broker| {
@@ -140,8 +158,10 @@ fn unexpected_acknowledgements_are_counted() {
     });
 }
 
-/// `[MQTT-4.3.3-4]`: a PUBREC with an error ends the exchange: no PUBREL, and its slot is free.
-/// `[MQTT-4.4.0-2]`, the same for PUBACK.
+/// A PUBREC with an error ends the exchange: no PUBREL, and its slot is free. The same for PUBACK.
+///
+/// v5: 4.3.3-4, 4.4.0-2
+/// family: 43
 #[test]
 fn an_error_from_the_receiver_ends_the_exchange() {
     on_all(|broker| {
@@ -165,8 +185,11 @@ fn an_error_from_the_receiver_ends_the_exchange() {
     });
 }
 
-/// `[MQTT-3.3.4-7]`: no more than Receive Maximum on the way. QoS 0 is not held up; PUBREC frees
-/// nothing, PUBACK and PUBCOMP do (4.9).
+/// No more than Receive Maximum on the way. QoS 0 is not held up; PUBREC frees nothing, PUBACK and
+/// PUBCOMP do.
+///
+/// v5: 2.2.1-4, 3.3.4-9, 3.3.4-10, 4.9.0-1, 4.9.0-2, 4.9.0-3
+/// family: 47
 #[test]
 fn receive_maximum_of_the_client() {
     on_all(|broker| {
@@ -199,8 +222,11 @@ fn receive_maximum_of_the_client() {
     });
 }
 
-/// `[MQTT-3.3.4-9]`: who has more under way than we allow, is told 0x93. What is sent again takes no
-/// slot, and a PUBREL frees one.
+/// Who has more under way than we allow, is told 0x93. What is sent again takes no slot, and a PUBREL
+/// frees one.
+///
+/// v5: 3.3.4-7, 4.9.0-2
+/// family: 48
 #[test]
 fn receive_maximum_of_the_broker() {
     for combination in combinations() {
@@ -222,8 +248,11 @@ fn receive_maximum_of_the_broker() {
     }
 }
 
-/// `[MQTT-3.3.2-10]` to `[MQTT-3.3.2-12]`: an alias stands for its topic on one connection, until it
-/// stands for another; nobody else ever sees it.
+/// An alias stands for its topic on one connection, until it stands for another; nobody else ever sees
+/// it.
+///
+/// v5: 3.3.2-7, 3.3.2-12
+/// family: 50
 #[test]
 fn topic_alias_of_the_publisher() {
     on_all(|broker| {
@@ -264,8 +293,10 @@ fn topic_alias_of_the_publisher() {
     });
 }
 
-/// `[MQTT-3.3.2-4]`, `[MQTT-3.3.2-15]` to `[MQTT-3.3.2-20]`: as the publisher gave them, in order;
-/// dropped for who speaks an older version.
+/// As the publisher gave them, in order; dropped for who speaks an older version.
+///
+/// v5: 3.3.2-4, 3.3.2-15, 3.3.2-16, 3.3.2-17, 3.3.2-18, 3.3.2-20
+/// family: 57
 #[test]
 fn properties_are_passed_on() {
     on_all(|broker| {
@@ -300,19 +331,25 @@ fn properties_are_passed_on() {
     });
 }
 
-/// `[MQTT-1.5.4-3]`: a byte order mark is a character like any other; nothing is normalised.
+/// A byte order mark is a character like any other; nothing is normalised.
+///
+/// v5: 1.5.4-3, 4.7.3-4
+/// v3.1.1: 1.5.3-3, 4.7.3-4
+/// family: 6
 #[test]
 fn topics_are_compared_byte_by_byte() {
     on_all(|broker| {
-        let mut wire = online(broker, V5, "bytes");
-        wire.subscribe("\u{feff}a", AtMostOnce);
-        wire.subscribe("e\u{301}", AtMostOnce);
-        for topic in ["a", "\u{e9}", "\u{feff}a", "e\u{301}"] {
-            wire.publish(publish(topic, AtMostOnce, b""));
+        for version in [V31, V311, V5] {
+            let mut wire = online(broker, version, "bytes");
+            wire.subscribe("\u{feff}a", AtMostOnce);
+            wire.subscribe("e\u{301}", AtMostOnce);
+            for topic in ["a", "\u{e9}", "\u{feff}a", "e\u{301}"] {
+                wire.publish(publish(topic, AtMostOnce, b""));
+            }
+            wire.expect_publish("\u{feff}a", AtMostOnce, b"");
+            wire.expect_publish("e\u{301}", AtMostOnce, b"");
+            wire.expect_nothing_before_ping();
         }
-        wire.expect_publish("\u{feff}a", AtMostOnce, b"");
-        wire.expect_publish("e\u{301}", AtMostOnce, b"");
-        wire.expect_nothing_before_ping();
     });
 }
 
@@ -337,8 +374,13 @@ fn payloads_of_every_size() {
     });
 }
 
-/// `[MQTT-4.6.0-1]` to `[MQTT-4.6.0-6]`: per publisher, topic and QoS, in the order of sending; the
-/// acknowledgements in the order of the messages.
+/// Per publisher, topic and QoS, in the order of sending; the acknowledgements in the order of the
+/// messages.
+///
+/// v5: 4.6.0-5, 4.6.0-6
+/// v3.1.1: 4.6.0-5, 4.6.0-6
+/// v3.1: 4.3
+/// family: 55
 #[test]
 fn order() {
     const COUNT: u16 = 600;
@@ -381,8 +423,11 @@ fn order() {
     });
 }
 
-/// `[MQTT-3.3.2-5]`, `[MQTT-3.3.2-6]`: expired, a message is not sent; else with the time that is
-/// left. Its slot in the queue is nobody's loss.
+/// Expired, a message is not sent; else with the time that is left. Its slot in the queue is nobody's
+/// loss.
+///
+/// v5: 3.3.2-5, 3.3.2-6
+/// family: 46
 #[test]
 fn message_expiry() {
     on_all_at_once(
@@ -445,8 +490,11 @@ fn message_expiry() {
     );
 }
 
-/// A topic under `$share/` matches no subscription, ever (PITFALLS 52): 0x90 says so where it can be
-/// said, and nobody gets it. Many levels are no reason.
+/// A topic under `$share/` matches no subscription, ever: 0x90 says so where it can be said, and nobody
+/// gets it. Many levels are no reason.
+///
+/// v5: 3.4.2-1, 3.5.2-1
+/// family: 52
 #[test]
 fn topics_that_nobody_can_subscribe_to() {
     let deep = "/".repeat(65_535);
@@ -473,6 +521,9 @@ fn topics_that_nobody_can_subscribe_to() {
 }
 
 /// Identifiers run around: 65,535 messages and then some, one at a time and several.
+///
+/// v3.1.1: 2.3.1-4
+/// family: 44
 #[test]
 fn packet_identifiers_wrap_around() {
     // One combination of each kind is enough for this much traffic.
