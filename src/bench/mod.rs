@@ -17,6 +17,7 @@ mod pace;
 pub mod process;
 pub mod record;
 pub mod report;
+pub mod run;
 pub mod workload;
 
 use std::fmt;

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::workload::Layout;
 use crate::clock::Time;
@@ -101,7 +101,7 @@ impl Stream {
 }
 
 /// Faults of a run: of all of it, warm-up included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Faults {
     /// Messages that a subscriber never got.
     pub lost: u64,
