@@ -21,9 +21,14 @@ fn retained<'a>(topic: &'a str, qos: QoS, payload: &'a [u8]) -> Publish<'a> {
     Publish { retain: true, ..publish(topic, qos, payload) }
 }
 
-/// `[MQTT-3.3.1-5]` to `[MQTT-3.3.1-9]`, `[MQTT-3.3.1-12]`: the last one is kept, with its QoS, and
-/// sent with RETAIN at the smaller QoS; live it goes without RETAIN. An empty one clears and is
-/// delivered like any other. In every version, from every shard to every other.
+/// The last one is kept, with its QoS, and sent with RETAIN at the smaller QoS; live it goes
+/// without RETAIN. An empty one clears and is delivered like any other. In every version, from
+/// every shard to every other.
+///
+/// v5: 3.3.1-5, 3.3.1-6, 3.3.1-7, 3.3.1-8, 3.3.1-12, 3.8.4-8
+/// v3.1.1: 3.3.1-5, 3.3.1-6, 3.3.1-7, 3.3.1-8, 3.3.1-9, 3.3.1-10, 3.3.1-11, 3.3.1-12, 3.8.4-6
+/// v3.1: 2.1
+/// family: 59, 68
 #[test]
 fn kept_replaced_and_cleared() {
     on_all(|broker| {
@@ -57,8 +62,12 @@ fn kept_replaced_and_cleared() {
     });
 }
 
-/// `[MQTT-3.3.1-9]` to `[MQTT-3.3.1-11]`: always, when new, never. What was given up is new again; 3.x
-/// gets them always.
+/// Retained messages are sent always, when the subscription is new, or never. What was given up is
+/// new again; 3.x gets them always.
+///
+/// v5: 3.3.1-9, 3.3.1-10, 3.3.1-11, 3.8.4-4
+/// v3.1.1: 3.8.4-3, 3.3.1-6
+/// family: 66, 67
 #[test]
 fn retain_handling() {
     on_all(|broker| {
@@ -88,7 +97,10 @@ fn retain_handling() {
     });
 }
 
-/// `[MQTT-3.3.1-13]`
+/// RETAIN goes on as it was published where a subscription asks for it, else it is 0.
+///
+/// v5: 3.3.1-12, 3.3.1-13
+/// family: 68
 #[test]
 fn retain_as_published() {
     on_all(|broker| {
@@ -107,8 +119,10 @@ fn retain_as_published() {
     });
 }
 
-/// The replay carries the identifier of the subscription that asked, and the message's properties
-/// (PITFALLS 69).
+/// The replay carries the identifier of the subscription that asked, and the message's properties.
+///
+/// v5: 3.3.4-3, 3.3.2-17, 3.3.2-20
+/// family: 69
 #[test]
 fn a_replay_carries_what_a_live_message_would() {
     on_all(|broker| {
@@ -129,6 +143,8 @@ fn a_replay_carries_what_a_live_message_would() {
 }
 
 /// A replay too large to be sent at once: every one comes, once, while other things go on.
+///
+/// v3.1.1: 3.3.1-6, 3.3.1-8
 #[test]
 fn many_retained_messages() {
     const COUNT: usize = 3000;
@@ -165,7 +181,10 @@ fn many_retained_messages() {
 }
 
 /// Subscribing while values change: the newest value is the last one that arrives, and no value
-/// comes after a newer one (SHARDS.md section 3).
+/// comes after a newer one.
+///
+/// v5: 3.3.1-9, 3.3.1-5
+/// family: 65
 #[test]
 fn subscribing_while_the_value_changes() {
     const COUNT: u32 = 300;

@@ -82,6 +82,8 @@ fn assert_does_not_spin(broker: &Broker, when: &str) {
 }
 
 /// No client: no wake-up at all. The same with clients that say nothing.
+///
+/// family: 81
 #[test]
 fn idle_is_asleep() {
     on_all_at_once(
@@ -104,8 +106,10 @@ fn idle_is_asleep() {
     );
 }
 
-/// QoS 0 to a subscriber that never reads: dropped beyond its limit, counted, and no reason to spin.
-/// When it reads at last it gets what had been kept, and what comes then.
+/// QoS 0 to a subscriber that never reads: dropped beyond its limit, counted, and no reason to
+/// spin. When it reads at last it gets what had been kept, and what comes then.
+///
+/// family: 81
 #[test]
 fn a_subscriber_that_never_reads() {
     const SIZE: usize = 64 * 1024;
@@ -140,6 +144,9 @@ fn a_subscriber_that_never_reads() {
 }
 
 /// QoS 1 to a subscriber that does not read for a while: nothing is lost.
+///
+/// v5: 4.5.0-1, 4.6.0-5, 4.6.0-6
+/// family: 55, 81
 #[test]
 fn a_subscriber_that_reads_late() {
     const SIZE: usize = 64 * 1024;
@@ -163,6 +170,8 @@ fn a_subscriber_that_reads_late() {
 
 /// A client that asks and asks and never reads an answer: it is ended before what the broker holds
 /// for it has no end, and a newer connection of it need not wait.
+///
+/// family: 35, 81
 #[test]
 fn a_client_that_never_reads_its_answers() {
     const MOST: usize = 24 << 20;
@@ -198,6 +207,8 @@ fn a_client_that_never_reads_its_answers() {
 
 /// No descriptor left: who cannot be accepted is turned away at once and counted, who is there is
 /// served, nothing spins, and when some leave there is room again.
+///
+/// family: 81
 #[test]
 fn descriptors_run_out() {
     for combination in combinations() {
@@ -253,8 +264,12 @@ fn descriptors_run_out() {
     }
 }
 
-/// More input at once than there are receive buffers: all of it is read, in order (IO.md: ENOBUFS
-/// ends a multishot receive, and somebody has to begin it again).
+/// More input at once than there are receive buffers: all of it is read, in order (ENOBUFS ends a
+/// multishot receive, and somebody has to begin it again).
+///
+/// v5: 4.2.0-1
+/// v3.1.1: 7.1.1-1
+/// family: 12
 #[test]
 fn receive_buffers_run_out() {
     const CLIENTS: usize = 160;
@@ -303,6 +318,9 @@ fn receive_buffers_run_out() {
 }
 
 /// Connections that come and go in every way leave nothing behind.
+///
+/// v5: 4.1.0-2
+/// family: 12, 81
 #[test]
 fn connections_that_come_and_go() {
     on_all(|broker| {
@@ -334,8 +352,11 @@ fn connections_that_come_and_go() {
     });
 }
 
-/// A peer that says DISCONNECT, or breaks a rule, and then neither reads nor closes: its connection
-/// is given up in time.
+/// A peer that says DISCONNECT, or breaks a rule, and then neither reads nor closes: its
+/// connection is given up in time.
+///
+/// v5: 3.14.4-2, 4.13.1-1
+/// family: 81
 #[test]
 fn a_peer_that_does_not_close() {
     on_all_at_once(
@@ -351,7 +372,10 @@ fn a_peer_that_does_not_close() {
 }
 
 /// The last packet before a close is not lost, though the peer had more to say (a reset would take
-/// it away). PITFALLS 81.
+/// it away).
+///
+/// v5: 4.13.1-1
+/// family: 79, 81
 #[test]
 fn the_reason_arrives_though_the_peer_still_sends() {
     on_all(|broker| {

@@ -45,8 +45,13 @@ fn publisher(broker: &Broker) -> Wire {
     wire
 }
 
-/// `[MQTT-3.1.2-5]`, 4.1.0: subscriptions stay, and QoS 1 and 2 messages wait in order; they are
-/// new to the client, so without DUP. QoS 0 does not wait.
+/// Subscriptions outlive the connection, and QoS 1 and 2 messages wait in order; they are new to
+/// the client, so without DUP. QoS 0 does not wait.
+///
+/// v5: 3.1.2-5, 3.1.2-23, 3.2.2-3, 4.5.0-1, 4.3.2-2, 4.3.3-2
+/// v3.1.1: 3.1.2-4, 3.1.2-5, 3.2.2-2, 3.2.2-3, 4.1.0-1, 4.5.0-1
+/// v3.1: 3.1
+/// family: 38, 55
 #[test]
 fn messages_wait_for_the_client() {
     on_all(|broker| {
@@ -78,8 +83,13 @@ fn messages_wait_for_the_client() {
     });
 }
 
-/// `[MQTT-4.4.0-1]`, `[MQTT-3.3.1-1]`: what was not acknowledged comes again, with its identifier,
-/// with DUP, in its order, before anything newer; what was acknowledged does not.
+/// What was not acknowledged comes again, with its identifier, in its order, before anything
+/// newer; what was acknowledged does not.
+///
+/// v5: 4.3.2-3, 4.3.3-3, 4.4.0-1
+/// v3.1.1: 2.3.1-3, 2.3.1-4, 4.3.2-1, 4.3.3-1, 4.4.0-1, 4.6.0-1
+/// v3.1: 4.2, 4.3
+/// family: 38, 55
 #[test]
 fn unacknowledged_messages_come_again() {
     on_all(|broker| {
@@ -117,7 +127,12 @@ fn unacknowledged_messages_come_again() {
     });
 }
 
-/// The flag itself: see above for the rest.
+/// What comes again has DUP; what comes for the first time has not.
+///
+/// v5: 3.3.1-1, 4.3.2-2, 4.3.3-2, 4.4.0-1
+/// v3.1.1: 3.3.1-1, 4.3.2-1, 4.3.3-1, 4.4.0-1
+/// v3.1: 2.1, 4.2
+/// family: 38
 #[test]
 fn what_comes_again_has_dup() {
     on_all(|broker| {
@@ -140,8 +155,13 @@ fn what_comes_again_has_dup() {
     });
 }
 
-/// `[MQTT-4.4.0-1]`, `[MQTT-4.3.3-6]`: after PUBREC it is the PUBREL that comes again, in order, and
-/// never the message. PITFALLS 41.
+/// After PUBREC it is the PUBREL that comes again, in the order of the PUBRECs, and never the
+/// message; PUBCOMP ends it.
+///
+/// v5: 4.3.3-4, 4.3.3-5, 4.3.3-6, 4.4.0-1
+/// v3.1.1: 4.3.3-1, 4.4.0-1, 2.3.1-6
+/// v3.1: 4.2, 4.3
+/// family: 41
 #[test]
 fn an_owed_pubrel_comes_again() {
     on_all(|broker| {
@@ -193,8 +213,12 @@ fn an_owed_pubrel_comes_again() {
     });
 }
 
-/// `[MQTT-4.3.3-10]` across connections: the publisher's QoS 2 message is had once, though it comes
-/// again on the next connection. PITFALLS 40.
+/// A publisher's QoS 2 message is had once, though it comes again on the next connection.
+///
+/// v5: 4.3.3-10, 4.3.3-11, 4.3.3-12
+/// v3.1.1: 4.3.3-2
+/// v3.1: 4.1
+/// family: 39, 40
 #[test]
 fn inbound_qos_2_outlives_the_connection() {
     on_all(|broker| {
@@ -229,7 +253,12 @@ fn inbound_qos_2_outlives_the_connection() {
     });
 }
 
-/// `[MQTT-3.1.2-4]`, `[MQTT-3.1.2-6]`: a clean start ends what was, for good.
+/// A clean start ends what was, for good.
+///
+/// v5: 3.1.2-4, 3.1.4-4, 3.2.2-2, 3.2.2-3
+/// v3.1.1: 3.1.2-6, 3.1.4-3, 3.2.2-1, 3.2.2-3
+/// v3.1: 3.1
+/// family: 18
 #[test]
 fn a_clean_start_forgets() {
     on_all(|broker| {
@@ -253,7 +282,10 @@ fn a_clean_start_forgets() {
     });
 }
 
-/// `[MQTT-3.1.2-23]`, 3.1.2.11.2: absent or 0, it ends with the connection, however that ends.
+/// With an expiry of 0, or none, a session ends with its connection, however that ends.
+///
+/// v5: 3.1.2-6, 3.2.2-3, 4.1.0-2
+/// family: 18, 30
 #[test]
 fn sessions_that_end_with_their_connection() {
     on_all(|broker| {
@@ -276,7 +308,11 @@ fn sessions_that_end_with_their_connection() {
     });
 }
 
-/// 3.1.2.11.2, 3.14.2.2.2: a session ends when its time is over, which a DISCONNECT may change.
+/// A session ends when its time is over, not before, never while it is connected; a DISCONNECT may
+/// change its time.
+///
+/// v5: 3.1.2-23, 4.1.0-1, 4.1.0-2
+/// family: 22, 23
 #[test]
 fn session_expiry() {
     on_all_at_once(
@@ -322,7 +358,10 @@ fn session_expiry() {
     );
 }
 
-/// A cap of the operator's is told, and holds (3.2.2.3.2).
+/// A cap of the operator's is told, and holds.
+///
+/// v5: 4.1.0-2
+/// family: 22, 23
 #[test]
 fn session_expiry_is_capped() {
     on_all_at_once(
@@ -344,6 +383,10 @@ fn session_expiry_is_capped() {
 }
 
 /// One session, three versions: what began in one goes on in another.
+///
+/// v5: 3.1.2-5, 4.4.0-1, 3.3.2-17
+/// v3.1.1: 3.1.2-4, 4.4.0-1
+/// family: 57
 #[test]
 fn a_session_may_change_its_version() {
     on_all(|broker| {
@@ -365,7 +408,10 @@ fn a_session_may_change_its_version() {
     });
 }
 
-/// 4.9: the window is the new connection's; what is sent again counts against it.
+/// The window is the new connection's; what is sent again counts against it.
+///
+/// v5: 3.3.4-9, 4.9.0-1, 4.9.0-2
+/// family: 47
 #[test]
 fn resuming_with_a_smaller_window() {
     on_all(|broker| {

@@ -58,8 +58,10 @@ fn gather(wires: &mut [Wire], wanted: usize) -> BTreeSet<Vec<u8>> {
     all
 }
 
-/// `[MQTT-4.8.2-4]`: each message to one member of each group, and to every plain subscription,
-/// also one of a member.
+/// Each message goes to one member of each group, and to every plain subscription.
+///
+/// v5: 4.5.0-1
+/// family: 73
 #[test]
 fn one_member_of_each_group() {
     const COUNT: usize = 60;
@@ -79,6 +81,11 @@ fn one_member_of_each_group() {
     });
 }
 
+/// A member that has a plain subscription, too, gets the message by both, each with its
+/// identifier.
+///
+/// v5: 3.3.4-5
+/// family: 70, 73
 #[test]
 fn a_member_with_a_plain_subscription_gets_both() {
     on_all(|broker| {
@@ -99,7 +106,9 @@ fn a_member_with_a_plain_subscription_gets_both() {
     });
 }
 
-/// 4.8.2: retained messages are not sent to a Shared Subscription when it is made.
+/// Retained messages are not sent to a Shared Subscription when it is made.
+///
+/// family: 73
 #[test]
 fn no_retained_messages() {
     on_all(|broker| {
@@ -115,6 +124,9 @@ fn no_retained_messages() {
 }
 
 /// Who leaves the group, or is gone, gets nothing more; the others get it all.
+///
+/// v5: 3.10.4-2
+/// family: 73
 #[test]
 fn members_come_and_go() {
     const COUNT: usize = 40;
@@ -152,6 +164,9 @@ fn members_come_and_go() {
 
 /// With nobody there, the group's messages wait for a member whose session stays; a member that is
 /// there is preferred.
+///
+/// v5: 4.5.0-1
+/// family: 73
 #[test]
 fn a_group_that_sleeps() {
     on_all(|broker| {
@@ -182,7 +197,10 @@ fn a_group_that_sleeps() {
     });
 }
 
-/// `[MQTT-4.8.2-6]`: refused by its receiver, a message is discarded, and no other member gets it.
+/// Refused by its receiver, a message is discarded, and no other member gets it.
+///
+/// v5: 4.8.2-6, 4.4.0-2
+/// family: 73
 #[test]
 fn a_refused_message_is_discarded() {
     on_all(|broker| {
@@ -204,7 +222,9 @@ fn a_refused_message_is_discarded() {
     });
 }
 
-/// A member whose session ends hands on what it has not acknowledged (4.8.2, PITFALLS 73).
+/// A member whose session ends hands on what it has not acknowledged.
+///
+/// family: 73
 #[test]
 fn what_a_member_leaves_behind_moves_on() {
     on_all(|broker| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use noctule::codec::mqtt::{Packet, Publish, QoS, Version};
+use noctule::codec::mqtt::{Connect, ConnectProperties, Packet, PacketKind, Publish, QoS, Version};
 use noctule::limits::FILTERS_PER_PACKET_MAX;
 
 use super::notation::packet;
@@ -10,7 +10,7 @@ use super::support::packets::{connect, publish};
 use super::support::{Broker, Wire, combinations, on_all};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
-use Version::{V5, V311};
+use Version::{V5, V31, V311};
 
 fn online(broker: &Broker, version: Version, id: &str) -> Wire {
     let mut wire = broker.connect();
@@ -46,12 +46,20 @@ const TOPICS: &[&str] = &[
     "$test/$a",
 ];
 
-/// `[MQTT-4.7.1-1]` to `[MQTT-4.7.3-4]`, `[MQTT-4.7.2-1]`, for live messages and for retained ones.
+/// Which topics a filter matches, for live messages and for retained ones.
+///
+/// v5: 3.3.2-3, 3.3.1-9, 4.7.1-2, 4.7.2-1, 4.7.3-4
+/// v3.1.1: 3.3.2-3, 3.3.1-6, 4.7.1-3, 4.7.2-1, 4.7.3-4
+/// v3.1: A
+/// family: 63, 64
 #[test]
 fn matching() {
     on_all(|broker| {
         let mut publisher = online(broker, V5, "publisher");
-        for (retain, qos) in [(false, AtMostOnce), (true, AtLeastOnce)] {
+        let both = [(false, AtMostOnce), (true, AtLeastOnce)];
+        for ((retain, qos), version) in
+            both.into_iter().flat_map(|kind| [V31, V311, V5].map(|version| (kind, version)))
+        {
             let mut subscribers = Vec::new();
             if retain {
                 for topic in TOPICS {
@@ -59,7 +67,7 @@ fn matching() {
                 }
             }
             for (number, (filter, _)) in FILTERS.iter().enumerate() {
-                let mut wire = online(broker, V311, &format!("{number}"));
+                let mut wire = online(broker, version, &format!("{number}"));
                 wire.subscribe(filter, qos);
                 subscribers.push(wire);
             }
@@ -90,8 +98,15 @@ fn matching() {
     });
 }
 
-/// `[MQTT-3.8.4-2]`, `[MQTT-3.8.4-6]`, `[MQTT-3.9.3-1]`: one code per filter, in order; a filter that
-/// is none spoils no other. 3.1 has no code for it.
+/// One code per filter, in order; a filter that is none spoils no other. 3.1 has no code for it,
+/// and tells QoS 0.
+///
+/// v5: 2.2.1-6, 3.8.4-1, 3.8.4-2, 3.8.4-5, 3.8.4-6, 3.8.4-7, 3.9.3-1, 3.9.3-2, 4.7.1-1, 4.7.1-2
+/// v5: 4.7.3-1, 4.8.2-1, 4.8.2-2
+/// v3.1.1: 2.3.1-7, 3.8.4-1, 3.8.4-2, 3.8.4-4, 3.8.4-5, 3.9.3-1, 3.9.3-2, 4.7.1-2, 4.7.1-3
+/// v3.1.1: 4.7.3-1
+/// v3.1: 3.8, 3.9
+/// family: 61, 62, 65, 72, 82
 #[test]
 fn suback_has_a_code_for_every_filter() {
     let filters = "'a' 01 'a/#/b' 00 '+/+' 02 'a+' 01 '#' 00 '' 01 'a/b#' 02 '$share//a' 01 \
@@ -112,30 +127,66 @@ fn suback_has_a_code_for_every_filter() {
         expected.extend(v3);
         expected[1] += v3.len() as u8;
         wire.expect_bytes(&expected);
+        let mut wire = online(broker, V31, "v31");
+        wire.send_bytes(&packet(0x82, &format!("ffff {body}")));
+        let mut expected = packet(0x90, "ffff");
+        expected.extend(v3.map(|code| code & 3));
+        expected[1] += v3.len() as u8;
+        wire.expect_bytes(&expected);
+        // What was refused is not there, whatever the code said.
+        wire.unsubscribe("#");
+        wire.unsubscribe("+/+");
+        wire.unsubscribe("/");
+        wire.unsubscribe("$share/g/a");
+        for topic in ["a/b", "a", "a/x"] {
+            wire.publish(publish(topic, AtMostOnce, b""));
+        }
+        wire.expect_publish("a", AtMostOnce, b"");
+        wire.expect_nothing_before_ping();
     });
 }
 
-/// `[MQTT-3.10.4-4]`, `[MQTT-3.10.4-5]`, `[MQTT-3.11.3-1]`, `[MQTT-3.10.4-1]`: compared character by
-/// character; 3.x has no codes.
+/// UNSUBACK has the identifier of its UNSUBSCRIBE, and in 5.0 a code per filter. Filters are
+/// compared character by character.
+///
+/// v5: 2.2.1-6, 3.10.4-1, 3.10.4-2, 3.10.4-4, 3.10.4-5, 3.10.4-6, 3.11.3-1, 3.11.3-2
+/// v3.1.1: 2.3.1-7, 3.10.4-1, 3.10.4-2, 3.10.4-4, 3.10.4-5, 3.10.4-6
+/// v3.1: 3.10
+/// family: 75
 #[test]
 fn unsuback() {
     on_all(|broker| {
-        let mut wire = online(broker, V5, "v5");
-        wire.send_bytes(&packet(0x82, "0001 {} 'a/+' 01 'a/b' 01 '$share/g/a' 01"));
-        wire.expect_bytes(&packet(0x90, "0001 {} 01 01 01"));
-        wire.send_bytes(&packet(0xa2, "0002 {} 'a/#' 'a/+' 'a/+' '$share/h/a' '$share/g/a' 'a#'"));
-        wire.expect_bytes(&packet(0xb0, "0002 {} 11 00 11 11 00 8f"));
-        wire.publish(publish("a/c", AtMostOnce, b""));
-        wire.publish(publish("a", AtMostOnce, b""));
-        wire.publish(publish("a/b", AtMostOnce, b""));
-        wire.expect_publish("a/b", AtMostOnce, b"");
-        let mut wire = online(broker, V311, "v311");
-        wire.send_bytes(&packet(0xa2, "0003 'a/#' 'a/+'"));
-        wire.expect_hex("b0 02 0003");
+        for version in [V31, V311, V5] {
+            let none = if version == V5 { "{}" } else { "" };
+            let mut wire = online(broker, version, "compares");
+            wire.send_bytes(&packet(0x82, &format!("0001 {none} 'a/+' 01 'a/b' 01 'a/c' 01")));
+            wire.expect_bytes(&packet(0x90, &format!("0001 {none} 01 01 01")));
+            // All of them match what was subscribed to, and two of them are the same.
+            wire.send_bytes(&packet(0xa2, &format!("fffe {none} '#' 'a/+' '+/b' 'a/c' 'A/b'")));
+            let codes = if version == V5 { "{} 11 00 11 00 11" } else { "" };
+            wire.expect_bytes(&packet(0xb0, &format!("fffe {codes}")));
+            for topic in ["a/x", "a/c", "a/b"] {
+                wire.publish(publish(topic, AtMostOnce, b""));
+            }
+            wire.expect_publish("a/b", AtMostOnce, b"");
+            wire.expect_nothing_before_ping();
+            // Nothing was there, and it is answered all the same.
+            wire.send_bytes(&packet(0xa2, &format!("0003 {none} 'x/#'")));
+            let codes = if version == V5 { "{} 11" } else { "" };
+            wire.expect_bytes(&packet(0xb0, &format!("0003 {codes}")));
+        }
+        let mut wire = online(broker, V5, "shared");
+        wire.send_bytes(&packet(0x82, "0001 {} '$share/g/a' 01"));
+        wire.expect_bytes(&packet(0x90, "0001 {} 01"));
+        wire.send_bytes(&packet(0xa2, "0002 {} 'a' '$share/h/a' '$share/g/a' '$share/g/a' 'a#'"));
+        wire.expect_bytes(&packet(0xb0, "0002 {} 11 11 00 11 8f"));
     });
 }
 
-/// `[MQTT-3.8.4-3]`: the same filter again replaces what was, identifier and all.
+/// The same filter again replaces what was, identifier and all.
+///
+/// v5: 3.8.4-3, 3.3.4-3
+/// family: 66
 #[test]
 fn subscribing_again_replaces() {
     on_all(|broker| {
@@ -155,51 +206,93 @@ fn subscribing_again_replaces() {
     });
 }
 
-/// Nothing is lost and nothing doubled while a subscription is replaced (PITFALLS 66): a stream of
-/// numbers meets a stream of SUBSCRIBEs.
+/// Nothing is lost and nothing doubled while a subscription is replaced: a stream of numbers meets
+/// a stream of SUBSCRIBEs.
+///
+/// v5: 3.8.4-3, 3.8.4-4
+/// v3.1.1: 3.8.4-3
+/// family: 66
 #[test]
 fn replacing_a_subscription_loses_nothing() {
-    const COUNT: u32 = 400;
+    const COUNT: u32 = 300;
     on_all(|broker| {
-        let mut wire = online(broker, V5, "again");
-        wire.send_bytes(&packet(0x82, "0001 {} 'stream/+' 20"));
-        wire.expect_bytes(&packet(0x90, "0001 {} 00"));
-        let addr = broker.addr();
-        let sender = std::thread::spawn(move || {
-            let mut publisher = Wire::open(addr);
-            publisher.handshake(connect(V5, "publisher"));
-            for number in 0..COUNT {
-                publisher.publish(publish("stream/1", AtLeastOnce, &number.to_be_bytes()));
-            }
-            publisher
-        });
-        let mut expected = 0;
-        let mut acks = 0;
-        let mut open = 0;
-        while expected < COUNT {
-            if open < 3 {
-                wire.send_bytes(&packet(0x82, "0001 {} 'stream/+' 20"));
-                open += 1;
-            }
-            match wire.recv() {
-                Packet::Publish(publish) => {
-                    assert_eq!(publish.payload, expected.to_be_bytes());
-                    expected += 1;
+        for (version, subscribe) in [
+            (V311, "0001 'stream/+' 00"),
+            (V5, "0001 {} 'stream/+' 20"),
+            (V5, "0001 {} 'stream/+' 00"),
+        ] {
+            let mut wire = online(broker, version, "again");
+            wire.send_bytes(&packet(0x82, subscribe));
+            assert_eq!(wire.frame()[0], 0x90);
+            let addr = broker.addr();
+            let sender = std::thread::spawn(move || {
+                let mut publisher = Wire::open(addr);
+                publisher.handshake(connect(V5, "publisher"));
+                for number in 0..COUNT {
+                    publisher.publish(publish("stream/1", AtLeastOnce, &number.to_be_bytes()));
                 }
-                Packet::SubAck(_) => {
-                    acks += 1;
-                    open -= 1;
+                publisher
+            });
+            let mut expected = 0;
+            let mut acks = 0;
+            let mut open = 0;
+            while expected < COUNT {
+                if open < 3 {
+                    wire.send_bytes(&packet(0x82, subscribe));
+                    open += 1;
                 }
-                other => panic!("{other:?}"),
+                match wire.recv() {
+                    Packet::Publish(publish) => {
+                        assert_eq!(publish.payload, expected.to_be_bytes());
+                        expected += 1;
+                    }
+                    Packet::SubAck(_) => {
+                        acks += 1;
+                        open -= 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
             }
+            assert!(acks > 0);
+            drop(sender.join().expect("the publisher"));
         }
-        assert!(acks > 0);
-        drop(sender.join().expect("the publisher"));
     });
 }
 
-/// `[MQTT-3.3.4-2]` to `[MQTT-3.3.4-5]`: one copy for overlapping subscriptions, with the highest
-/// QoS and all identifiers of this client, and of no other.
+/// What is subscribed to again is the same subscription with another QoS: one copy, at the new
+/// one, and the retained messages once more.
+///
+/// v5: 3.8.4-3, 3.8.4-4, 3.8.4-8
+/// v3.1.1: 3.8.4-3, 3.8.4-6, 3.3.1-6
+/// v3.1: 3.8
+/// family: 66
+#[test]
+fn subscribing_again_with_another_qos() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V5, "publisher");
+        publisher.publish(Publish { retain: true, ..publish("a/b", ExactlyOnce, b"kept") });
+        for version in [V31, V311, V5] {
+            let mut wire = online(broker, version, "again");
+            for qos in [ExactlyOnce, AtMostOnce, AtLeastOnce] {
+                wire.subscribe("a/+", qos);
+                assert_eq!(wire.take_publish("a/b", qos, b"kept"), (false, true));
+                publisher.publish(publish("a/c", ExactlyOnce, b"live"));
+                assert_eq!(wire.take_publish("a/c", qos, b"live"), (false, false));
+                wire.expect_nothing_before_ping();
+            }
+            wire.unsubscribe("a/+");
+            publisher.publish(publish("a/c", AtLeastOnce, b"live"));
+            wire.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// One copy for overlapping subscriptions, with the highest QoS and all identifiers of this
+/// client, and of no other.
+///
+/// v5: 3.3.4-2, 3.3.4-3, 3.3.4-4
+/// v3.1.1: 3.3.5-1
+/// family: 70
 #[test]
 fn overlapping_subscriptions() {
     on_all(|broker| {
@@ -222,10 +315,22 @@ fn overlapping_subscriptions() {
         }
         wire.expect_nothing_before_ping();
         other.expect_bytes(&packet(0x30, "'a/b' {0b09} 78"));
+        for version in [V31, V311] {
+            let mut old = online(broker, version, "old");
+            for (filter, qos) in [("a/#", AtMostOnce), ("a/+", AtLeastOnce), ("#", AtMostOnce)] {
+                old.subscribe(filter, qos);
+            }
+            publisher.publish(publish("a/b", ExactlyOnce, b"y"));
+            old.take_publish("a/b", AtLeastOnce, b"y");
+            old.expect_nothing_before_ping();
+        }
     });
 }
 
-/// `[MQTT-3.8.3-3]`: not to who published it, by that subscription; by another one still.
+/// Not to who published it, by that subscription; by another one still.
+///
+/// v5: 3.8.3-3
+/// family: 70
 #[test]
 fn no_local() {
     on_all(|broker| {
@@ -246,8 +351,12 @@ fn no_local() {
     });
 }
 
-/// SUBACK says that it has begun: whatever is published after it arrives, wherever it is published.
-/// UNSUBACK says that it has ended `[MQTT-3.10.4-2]`.
+/// SUBACK says that it has begun: whatever is published after it arrives, wherever it is
+/// published. UNSUBACK says that it has ended.
+///
+/// v5: 3.10.4-2, 4.5.0-1
+/// v3.1.1: 3.10.4-2, 4.5.0-1
+/// family: 65
 #[test]
 fn suback_and_unsuback_are_the_truth() {
     on_all(|broker| {
@@ -256,12 +365,13 @@ fn suback_and_unsuback_are_the_truth() {
         for round in 0..20 {
             let topic = format!("t/{round}");
             let filter = if round % 2 == 0 { topic.clone() } else { format!("+/{round}") };
-            let mut wire = online(broker, V311, &format!("subscriber-{round}"));
+            let version = if round / 2 % 2 == 0 { V311 } else { V5 };
+            let mut wire = online(broker, version, &format!("subscriber-{round}"));
             wire.subscribe(&filter, AtMostOnce);
             for (publisher, payload) in publishers.iter_mut().zip(["0", "1", "2", "3"]) {
                 publisher.publish(publish(&topic, AtMostOnce, payload.as_bytes()));
             }
-            let mut got: Vec<_> = (0..4).map(|_| wire.frame()[6..].to_vec()).collect();
+            let mut got: Vec<_> = (0..4).map(|_| wire.frame().split_off(2)).collect();
             got.sort();
             assert!(got.iter().zip(b"0123").all(|(got, n)| got.last() == Some(n)), "{got:?}");
             wire.unsubscribe(&filter);
@@ -274,6 +384,10 @@ fn suback_and_unsuback_are_the_truth() {
 }
 
 /// A client may have so many, and no more (0x97, 0x80); replacing one is always possible.
+///
+/// v5: 3.8.4-7, 3.9.3-2
+/// v3.1.1: 3.8.4-5, 3.9.3-2
+/// family: 76
 #[test]
 fn subscriptions_are_bounded() {
     for combination in combinations() {
@@ -296,6 +410,10 @@ fn subscriptions_are_bounded() {
 
 /// Many filters in one packet, which is a packet of many fragments. There is a bound to what one
 /// packet makes the broker do; what is beyond is refused, and the rest holds.
+///
+/// v5: 3.8.4-6, 3.8.4-7
+/// v3.1.1: 3.8.4-5
+/// family: 76
 #[test]
 fn a_subscribe_of_ten_thousand_filters() {
     on_all(|broker| {
@@ -311,6 +429,105 @@ fn a_subscribe_of_ten_thousand_filters() {
             wire.publish(publish("many/9999/x", AtMostOnce, b""));
             wire.publish(publish("many/4999/x", AtMostOnce, b""));
             wire.expect_publish("many/4999/x", AtMostOnce, b"");
+        }
+    });
+}
+
+/// Giving up a subscription stops what has not begun, and nothing that has: what was sent is
+/// finished, on this connection and on the next.
+///
+/// v5: 3.10.4-2, 3.10.4-3, 4.4.0-1
+/// v3.1.1: 3.10.4-2, 3.10.4-3, 4.4.0-1
+/// family: 75
+#[test]
+fn what_has_begun_outlives_its_subscription() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for version in [V31, V311, V5] {
+            let id = format!("gives up {version:?}");
+            let expiry = (version == V5).then_some(60);
+            let properties =
+                ConnectProperties { session_expiry_interval: expiry, ..Default::default() };
+            let session = Connect { clean_start: false, properties, ..connect(version, &id) };
+            let mut wire = broker.connect();
+            wire.handshake(session);
+            wire.subscribe("a", ExactlyOnce);
+            for qos in [AtLeastOnce, ExactlyOnce, ExactlyOnce] {
+                publisher.publish(publish("a", qos, b"begun"));
+            }
+            let mut ids = Vec::new();
+            for qos in [AtLeastOnce, ExactlyOnce, ExactlyOnce] {
+                ids.push(wire.expect_publish("a", qos, b"begun").expect("an id").get());
+            }
+            wire.send_ack(PacketKind::PubRec, ids[2]);
+            wire.expect_ack(PacketKind::PubRel, ids[2]);
+            wire.unsubscribe("a");
+            publisher.publish(publish("a", ExactlyOnce, b"never"));
+            wire.send_ack(PacketKind::PubRec, ids[1]);
+            wire.expect_ack(PacketKind::PubRel, ids[1]);
+            wire.reset();
+            let mut wire = broker.connect();
+            wire.handshake(session);
+            for id in [ids[2], ids[1]] {
+                wire.expect_ack(PacketKind::PubRel, id);
+                wire.send_ack(PacketKind::PubComp, id);
+            }
+            assert_eq!(wire.take_publish("a", AtLeastOnce, b"begun"), (true, false));
+            wire.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// One SUBSCRIBE with many filters is as many one after the other: the last of the same filter
+/// holds.
+///
+/// v5: 3.8.4-3, 3.8.4-5, 3.9.3-1
+/// v3.1.1: 3.8.4-3, 3.8.4-4, 3.9.3-1
+/// family: 65, 66
+#[test]
+fn many_filters_are_many_subscribes() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for (version, none) in [(V31, ""), (V311, ""), (V5, "{}")] {
+            let mut wire = online(broker, version, "many");
+            wire.send_bytes(&packet(0x82, &format!("0001 {none} 'a' 02 '+' 01 'a' 00 'b' 01")));
+            wire.expect_bytes(&packet(0x90, &format!("0001 {none} 02 01 00 01")));
+            wire.unsubscribe("+");
+            publisher.publish(publish("a", ExactlyOnce, b"live"));
+            wire.expect_publish("a", AtMostOnce, b"live");
+            wire.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// Subscription Identifiers from 1 to the largest, each with what it matches; a session keeps them.
+///
+/// v5: 3.3.4-3, 3.8.4-3, 3.1.2-5
+/// family: 11, 69
+#[test]
+fn subscription_identifiers() {
+    on_all(|broker| {
+        let properties =
+            ConnectProperties { session_expiry_interval: Some(60), ..Default::default() };
+        let session = Connect { clean_start: false, properties, ..connect(V5, "identified") };
+        let mut wire = broker.connect();
+        wire.handshake(session);
+        let ids = [("01", "one"), ("7f", "two"), ("8001", "three"), ("ffffff7f", "four")];
+        for (id, topic) in ids {
+            wire.send_bytes(&packet(0x82, &format!("0001 {{0b {id}}} '{topic}' 01")));
+            wire.expect_bytes(&packet(0x90, "0001 {} 01"));
+        }
+        let mut publisher = online(broker, V311, "publisher");
+        for round in 0..2 {
+            for (id, topic) in ids {
+                publisher.publish(publish(topic, AtMostOnce, b""));
+                wire.expect_bytes(&packet(0x30, &format!("'{topic}' {{0b {id}}}")));
+            }
+            if round == 0 {
+                wire.reset();
+                wire = broker.connect();
+                assert!(wire.handshake(session));
+            }
         }
     });
 }

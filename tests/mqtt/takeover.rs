@@ -21,7 +21,12 @@ fn expiring(secs: u32) -> ConnectProperties<'static> {
     ConnectProperties { session_expiry_interval: Some(secs), ..ConnectProperties::default() }
 }
 
-/// `[MQTT-3.1.4-3]`: the old one is told (0x8E) and closed; between all versions.
+/// The older connection is told (0x8E) and closed; between all versions.
+///
+/// v5: 3.1.4-3, 3.14.4-2, 4.13.2-1
+/// v3.1.1: 3.1.4-2
+/// v3.1: 3.1
+/// family: 28, 35
 #[test]
 fn the_older_connection_is_closed() {
     on_all(|broker| {
@@ -40,8 +45,11 @@ fn the_older_connection_is_closed() {
     });
 }
 
-/// The session goes over whole: subscriptions, what is unacknowledged, what waits. Retained messages
-/// do not come again (PITFALLS 36).
+/// The session goes over whole: subscriptions, and what is unacknowledged. Retained messages do
+/// not come again.
+///
+/// v5: 3.1.2-5, 3.1.4-3, 4.4.0-1
+/// family: 36
 #[test]
 fn the_session_goes_over() {
     on_all(|broker| {
@@ -72,7 +80,10 @@ fn the_session_goes_over() {
     });
 }
 
-/// What the old connection has sent before the new one came is done before it (SHARDS.md H4).
+/// What the old connection has sent before the new one came is done before it.
+///
+/// v3.1.1: 3.1.4-2
+/// family: 35
 #[test]
 fn what_was_sent_before_counts() {
     on_all(|broker| {
@@ -96,9 +107,12 @@ fn what_was_sent_before_counts() {
     });
 }
 
-/// The Will of the connection that is taken over, once, with its own data (3.1.2.5, 3.1.3.2.2):
-/// published when its delay is 0, when the session ends with it, or when the new one starts clean;
-/// else never.
+/// The Will of the connection that is taken over, once, with its own data: published when its
+/// delay is 0, when the session ends with it, or when the new one starts clean; else never.
+///
+/// v5: 3.1.2-8, 3.1.2-10, 3.1.3-9
+/// v3.1.1: 3.1.2-8
+/// family: 29
 #[test]
 fn the_will_of_the_older_connection() {
     on_all(|broker| {
@@ -143,7 +157,11 @@ fn the_will_of_the_older_connection() {
     });
 }
 
-/// The old connection's end, however late it is noticed, is not the new one's (PITFALLS 37).
+/// The old connection's end, however late it is noticed, is not the new one's.
+///
+/// v5: 3.1.4-3
+/// v3.1.1: 3.1.4-2
+/// family: 37
 #[test]
 fn the_end_of_the_older_connection_is_its_own() {
     on_all(|broker| {
@@ -169,7 +187,10 @@ fn the_end_of_the_older_connection_is_its_own() {
     });
 }
 
-/// Never two owners, never none: many connections of one client at once. Exactly one survives.
+/// Never two owners, never none: of many connections of one client at once exactly one survives.
+///
+/// v5: 3.1.4-3, 3.2.0-2, 3.1.3-2
+/// family: 35
 #[test]
 fn a_crowd_with_one_identifier() {
     on_all(|broker| {

@@ -38,7 +38,12 @@ fn expect_end(broker: &Broker, id: &str, watching: &mut Wire) {
     wire.expect_closed();
 }
 
-/// `[MQTT-3.1.2-8]`: by whatever the connection ends but a normal DISCONNECT.
+/// A Will is published by whatever the connection ends but a normal DISCONNECT.
+///
+/// v5: 3.1.2-7, 3.1.2-8, 3.1.2-9
+/// v3.1.1: 3.1.2-8, 3.1.2-9
+/// v3.1: 3.1
+/// family: 32
 #[test]
 fn wills_are_published_when_the_connection_is_lost() {
     on_all(|broker| {
@@ -74,8 +79,12 @@ fn wills_are_published_when_the_connection_is_lost() {
     });
 }
 
-/// `[MQTT-3.14.4-3]`, 3.14.2.1: DISCONNECT deletes it, except one that asks for it, or that tells of
-/// a failure.
+/// DISCONNECT deletes the Will, except one that asks for it, or that tells of a failure.
+///
+/// v5: 3.1.2-8, 3.1.2-10, 3.14.4-3
+/// v3.1.1: 3.1.2-8, 3.1.2-10, 3.14.4-3
+/// v3.1: 3.14
+/// family: 32
 #[test]
 fn disconnect_and_the_will() {
     on_all(|broker| {
@@ -106,8 +115,11 @@ fn disconnect_and_the_will() {
     });
 }
 
-/// 3.1.3.2: as given, without the delay; its QoS, and retained when it asks for that
-/// `[MQTT-3.1.2-14]`, `[MQTT-3.1.2-15]`.
+/// A Will is published as it was given, without its delay; at its QoS, and retained when it asks
+/// for that.
+///
+/// v5: 3.1.2-9, 3.1.2-12, 3.1.2-14, 3.1.2-15, 3.1.3-10, 3.3.2-4, 3.3.2-15, 3.3.2-16, 3.3.2-20
+/// family: 33, 46
 #[test]
 fn what_a_will_carries() {
     on_all(|broker| {
@@ -151,8 +163,11 @@ fn what_a_will_carries() {
     });
 }
 
-/// `[MQTT-3.1.3-9]`, 3.1.3.2.2: after its delay, or at the end of the session, whichever is first;
-/// never when the client is back before.
+/// A Will comes after its delay, or at the end of the session, whichever is first; never when the
+/// client is back before.
+///
+/// v5: 3.1.2-8, 3.1.3-9
+/// family: 31
 #[test]
 fn will_delay() {
     on_all_at_once(
@@ -203,6 +218,9 @@ fn will_delay() {
 
 /// A Will that waits is the old connection's: a clean start ends the session, and with it the
 /// waiting.
+///
+/// v5: 3.1.2-8, 3.1.2-4
+/// family: 29, 31
 #[test]
 fn a_clean_start_publishes_the_will_that_waits() {
     on_all(|broker| {
@@ -222,6 +240,9 @@ fn a_clean_start_publishes_the_will_that_waits() {
 }
 
 /// Hundreds of connections lost at once: every Will is published once.
+///
+/// v3.1.1: 3.1.2-8, 3.1.2-10
+/// family: 34
 #[test]
 fn many_wills_at_once() {
     const COUNT: usize = 300;
