@@ -55,6 +55,13 @@ pub const WILLS_DUE_MAX: usize = 4096;
 pub const MOVES_MAX: usize = 4096;
 /// Topic aliases that a client may define on one connection.
 pub const TOPIC_ALIAS_MAX: u16 = 32;
+/// Topic aliases that we use towards one client, if it allows as many. Each costs a comparison per
+/// message, and 32 bytes per connection.
+pub const TOPIC_ALIASES_OUT_MAX: u16 = 16;
+/// The most that can be configured instead.
+pub const TOPIC_ALIASES_OUT_LIMIT: u16 = 256;
+/// Bytes of a topic from which on an alias pays: it costs three bytes itself, in each packet.
+pub const TOPIC_ALIAS_LEN_MIN: usize = 8;
 
 /// Bytes waiting for one connection above which QoS 0 messages for it are dropped and counted.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -8,6 +8,8 @@
 // Tests wait for a real process on the real clock.
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
+#[path = "mqtt/alias.rs"]
+mod alias;
 #[path = "mqtt/connect.rs"]
 mod connect;
 #[path = "mqtt/limits.rs"]

@@ -11,6 +11,7 @@ use crate::clock::Time;
 use crate::codec::mqtt::{Packet, Version};
 use crate::ids::ConnId;
 
+use super::alias::{Aliases, Naming, TopicId};
 use super::connect::Connecting;
 use super::message::Charge;
 use super::session::SessionKey;
@@ -53,6 +54,8 @@ pub(crate) struct Conn {
     pub(crate) packet_size_max: u32,
     /// The client's Receive Maximum, cut to our own bound.
     pub(crate) window: u16,
+    /// The aliases that we use towards it, if it allows any.
+    pub(crate) aliases: Option<Box<Aliases>>,
     outbox: OutBuf,
     unsent: usize,
     /// Of `unsent`, at most so many bytes are answers to its own packets.
@@ -97,6 +100,7 @@ impl Default for Conn {
             inbound_used: 0,
             packet_size_max: u32::MAX,
             window: 0,
+            aliases: None,
             outbox: OutBuf::new(),
             unsent: 0,
             answers: 0,
@@ -136,6 +140,23 @@ impl Conn {
     #[inline]
     pub(crate) fn count_answer(&mut self, bytes: usize) {
         self.answers += bytes;
+    }
+
+    /// How the next PUBLISH of a topic, `len` bytes long, is to name it.
+    #[inline]
+    pub(crate) fn choose_naming(&mut self, topic: TopicId, len: usize) -> Naming {
+        match &mut self.aliases {
+            None => Naming::Name,
+            Some(aliases) => aliases.choose(topic, len),
+        }
+    }
+
+    /// A PUBLISH that names its topic so is in the outbox.
+    #[inline]
+    pub(crate) fn on_named(&mut self, topic: TopicId, naming: Naming) {
+        if let (Naming::Both(alias), Some(aliases)) = (naming, &mut self.aliases) {
+            aliases.define(topic, alias);
+        }
     }
 
     /// Appends to the outbox; `write` only ever appends.

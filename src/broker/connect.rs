@@ -16,6 +16,7 @@ use crate::codec::mqtt::{
 };
 use crate::ids::ConnId;
 
+use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
 use super::change::{Parked, Record};
 use super::conn::State;
@@ -33,6 +34,7 @@ pub(crate) struct Connecting {
     keep_alive_secs: u16,
     expiry_secs: u32,
     receive_maximum: u16,
+    topic_alias_maximum: u16,
     packet_size_max: u32,
     problem_information: bool,
     will: Option<Box<Will>>,
@@ -196,6 +198,7 @@ impl Broker {
             keep_alive_secs: connect.keep_alive,
             expiry_secs: asked,
             receive_maximum: properties.receive_maximum.unwrap_or(u16::MAX),
+            topic_alias_maximum: properties.topic_alias_maximum.unwrap_or(0),
             packet_size_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
             problem_information: properties.request_problem_information.unwrap_or(true),
             will: connect.will.as_ref().map(|will| Box::new(Will::new(will, &self.messages))),
@@ -302,6 +305,8 @@ impl Broker {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.session = Some(key);
         conn.window = connecting.receive_maximum.min(self.config.in_flight_max);
+        conn.aliases =
+            Aliases::new(connecting.topic_alias_maximum, self.config.topic_aliases_out_max);
         conn.packet_size_max = connecting.packet_size_max;
         conn.problem_information = connecting.problem_information;
         if let Some(cold) = &mut conn.cold {

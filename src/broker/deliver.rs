@@ -1,26 +1,25 @@
 //! Towards subscribers: one publication into many outboxes, and a session's stored messages into
 //! one.
 //!
-//! [`to_session`] is the routing half's way in. A publication is encoded once per variant (version,
-//! QoS, retain flag) and copied into each outbox with the packet id patched; it is stored at most
+//! [`to_session`] is the routing half's way in. A publication is encoded once per variant (see
+//! [`variant`](super::variant)) and copied into each outbox with the packet id patched; it is stored at most
 //! once, however many sessions have to keep it. [`Broker::pump`] sends what a session has stored:
 //! first again what was sent on an earlier connection, then what is queued, as far as the
 //! client's window and its outbox have room.
 //!
-//! Invariant: a message that is dropped (too large, expired, no room) takes no packet id and no
-//! slot of the window, and is counted.
+//! Invariant: a message that is dropped (too large, expired, no room) takes no packet id, no slot of
+//! the window and no Topic Alias, and is counted. What is sent again carries its topic's name.
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use bytes::Bytes;
-
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode, Version};
+use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode};
 use crate::ids::ConnId;
-use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
+use crate::limits::OUTBOX_BYTES_MARK;
 
+use super::alias::{Naming, TopicId};
 use super::change::{Parked, Record};
 use super::conn::{Conn, Conns, State};
 use super::inflight::Stage;
@@ -28,7 +27,7 @@ use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Store
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::GroupId;
-use super::{Broker, Dirty, memory, replay};
+use super::{Broker, Dirty, Stats, memory, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -56,13 +55,35 @@ pub(crate) struct Memo {
     /// Names it among the variants' owners; 0 as long as nothing was encoded.
     serial: Cell<u64>,
     stored: Cell<Option<MessageKey>>,
+    topic_id: Cell<TopicId>,
 }
 
 impl Memo {
     /// Of a publication that is made from a stored message, which stays as long as that is
     /// delivered.
-    pub(crate) fn stored_as(key: MessageKey) -> Self {
-        Self { serial: Cell::default(), stored: Cell::new(Some(key)) }
+    pub(crate) fn stored_as(key: MessageKey, topic_id: TopicId) -> Self {
+        let (stored, topic_id) = (Cell::new(Some(key)), Cell::new(topic_id));
+        Self { serial: Cell::default(), stored, topic_id }
+    }
+
+    /// Its topic, as routing remembers it; none as long as nobody has looked.
+    #[inline]
+    pub(crate) fn topic_id(&self) -> TopicId {
+        self.topic_id.get()
+    }
+
+    #[inline]
+    pub(crate) fn set_topic_id(&self, id: TopicId) {
+        self.topic_id.set(id);
+    }
+
+    #[inline]
+    pub(super) fn serial(&self) -> u64 {
+        self.serial.get()
+    }
+
+    pub(super) fn set_serial(&self, serial: u64) {
+        self.serial.set(serial);
     }
 }
 
@@ -94,6 +115,7 @@ impl Publication<'_> {
             retain: self.retain,
             deadline: self.deadline,
             id: self.id,
+            topic_id: self.memo.topic_id(),
             publisher,
         }
     }
@@ -112,143 +134,9 @@ pub(crate) struct Terms<'a> {
 }
 
 /// Seconds left, as they are sent: rounded up, so that an untouched interval arrives as it was.
-fn remaining_secs(deadline: Option<Time>, now: Time) -> Option<u32> {
+pub(crate) fn remaining_secs(deadline: Option<Time>, now: Time) -> Option<u32> {
     let left = deadline?.since(now).as_nanos().div_ceil(1_000_000_000);
     Some(u32::try_from(left).unwrap_or(u32::MAX))
-}
-
-/// A publication as it stands in outboxes: all of it, or all but a large payload.
-#[derive(Debug, Default)]
-struct Variant {
-    serial: u64,
-    bytes: Vec<u8>,
-    packet_id_at: usize,
-    len: usize,
-}
-
-const VARIANTS: usize = 12;
-/// A variant's buffer is kept up to this size.
-const VARIANT_BYTES_KEPT: usize = 64 * 1024;
-
-/// The encoded forms of the publication in hand.
-#[derive(Debug, Default)]
-pub(crate) struct Variants {
-    serial: u64,
-    /// By version, QoS and retain flag; the last is for those with Subscription Identifiers.
-    variants: [Variant; VARIANTS + 1],
-    /// Its payload, if that is large.
-    shared: Option<Bytes>,
-}
-
-impl Variants {
-    /// The variant, encoded now unless this publication had it already.
-    #[inline]
-    fn get(
-        &mut self,
-        now: Time,
-        publication: &Publication<'_>,
-        version: Version,
-        qos: QoS,
-        terms: &Terms<'_>,
-    ) -> &Variant {
-        let is_v5 = version == Version::V5;
-        let serial = match publication.memo.serial.get() {
-            0 => self.begin(publication),
-            serial => serial,
-        };
-        let with_ids = is_v5 && !terms.subscription_ids.is_empty();
-        let index = if with_ids {
-            VARIANTS
-        } else {
-            usize::from(is_v5) * 6 + qos as usize * 2 + usize::from(terms.retain)
-        };
-        let variant = &mut self.variants[index];
-        if variant.serial != serial || with_ids {
-            variant.serial = serial;
-            variant.encode(now, publication, version, qos, terms);
-        }
-        variant
-    }
-
-    fn begin(&mut self, publication: &Publication<'_>) -> u64 {
-        self.serial += 1;
-        publication.memo.serial.set(self.serial);
-        self.shared = None;
-        self.serial
-    }
-
-    /// The payload, to be shared, if it is large. Of two publications delivered in turns each
-    /// finds its own.
-    fn shared(&mut self, publication: &Publication<'_>) -> Option<Bytes> {
-        if publication.payload.bytes.len() < SHARE_PAYLOAD_FROM {
-            return None;
-        }
-        if let Some(shared) = publication.payload.shared {
-            return Some(shared.clone());
-        }
-        if publication.memo.serial.get() != self.serial {
-            return Some(publication.payload.to_shared());
-        }
-        Some(self.shared.get_or_insert_with(|| publication.payload.to_shared()).clone())
-    }
-}
-
-impl Variant {
-    fn encode(
-        &mut self,
-        now: Time,
-        publication: &Publication<'_>,
-        version: Version,
-        qos: QoS,
-        terms: &Terms<'_>,
-    ) {
-        self.bytes.clear();
-        self.bytes.shrink_to(VARIANT_BYTES_KEPT);
-        let payload = publication.payload.bytes;
-        let delivery = Delivery {
-            topic: publication.topic,
-            qos,
-            dup: false,
-            retain: terms.retain,
-            // Patched for each receiver.
-            packet_id: (qos > QoS::AtMostOnce).then(|| PacketId::new(1)).flatten(),
-            message_expiry_interval: remaining_secs(publication.deadline, now),
-            topic_alias: None,
-            subscription_ids: terms.subscription_ids,
-            forwarded: publication.forwarded,
-            payload_len: payload.len(),
-        };
-        self.packet_id_at = delivery.encode_head(version, &mut self.bytes);
-        if payload.len() < SHARE_PAYLOAD_FROM {
-            self.bytes.extend_from_slice(payload);
-            self.len = self.bytes.len();
-        } else {
-            self.len = self.bytes.len() + payload.len();
-        }
-    }
-
-    #[inline]
-    fn append(
-        &self,
-        id: ConnId,
-        conn: &mut Conn,
-        dirty: &mut Dirty,
-        packet_id: Option<PacketId>,
-        shared: Option<Bytes>,
-    ) {
-        conn.append(id, dirty, |outbox| {
-            let tail = outbox.tail();
-            let start = tail.len();
-            tail.extend_from_slice(&self.bytes);
-            if let Some(packet_id) = packet_id {
-                let at = start + self.packet_id_at;
-                tail[at..at + 2].copy_from_slice(&packet_id.get().to_be_bytes());
-            }
-            if let Some(shared) = shared {
-                outbox.push_shared(shared);
-            }
-        });
-    }
 }
 
 /// The connection that may be sent to now, if the session has one.
@@ -285,20 +173,12 @@ pub(crate) fn to_session(
         stats.dropped_outbox += 1;
         return;
     }
-    let variant = variants.get(now, publication, conn.version(), qos, terms);
-    let len = variant.len;
-    if len > conn.packet_size_max as usize {
+    let Some(form) = variants.choose(now, publication, conn, qos, terms) else {
         stats.dropped_too_large += 1;
         return;
-    }
-    if len == variant.bytes.len() {
-        variant.append(id, conn, &mut out.dirty, None, None);
-    } else {
-        let shared = variants.shared(publication);
-        let variant = variants.get(now, publication, conn.version(), qos, terms);
-        variant.append(id, conn, &mut out.dirty, None, shared);
-    }
-    stats.count_out(qos, len);
+    };
+    variants.append((id, conn), &mut out.dirty, publication, form, None);
+    stats.count_out(qos, form.len);
 }
 
 fn to_window_or_queue(
@@ -331,19 +211,17 @@ fn to_window_or_queue(
         && outgoing.queue.is_empty()
         && outgoing.exchanges.is_resent()
     {
-        let shared = variants.shared(publication);
-        let variant = variants.get(now, publication, conn.version(), qos, terms);
-        if variant.len > conn.packet_size_max as usize {
+        let Some(form) = variants.choose(now, publication, conn, qos, terms) else {
             stats.dropped_too_large += 1;
             return;
-        }
+        };
         let queued = queued(publication.store(messages));
         if is_recorded {
             return broker.begin_recorded(key, id, queued);
         }
         let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
-        variant.append(id, conn, &mut out.dirty, Some(packet_id), shared);
-        stats.count_out(qos, variant.len);
+        variants.append((id, conn), &mut out.dirty, publication, form, Some(packet_id));
+        stats.count_out(qos, form.len);
         return;
     }
     let bounds = (config.queue_len_max, config.queue_bytes_max);
@@ -361,12 +239,32 @@ fn has_room(outgoing: &Outgoing, conn: &Conn) -> bool {
     outgoing.exchanges.used() < usize::from(conn.window) && conn.unsent() < OUTBOX_BYTES_MARK
 }
 
+/// How this client gets a stored message, by its name or by an alias: fits the delivery to it. None
+/// when the client takes no packet of that size.
+fn choose_stored(conn: &mut Conn, stored: &Stored, delivery: &mut Delivery<'_>) -> Option<Naming> {
+    let naming = conn.choose_naming(stored.topic_id, delivery.topic.len());
+    naming.apply(delivery);
+    if fits(conn, delivery) {
+        return Some(naming);
+    }
+    if let Naming::Both(_) = naming {
+        delivery.topic_alias = None;
+        return fits(conn, delivery).then_some(Naming::Name);
+    }
+    None
+}
+
+/// Whether the client takes a packet of this size [MQTT-3.1.2-24].
+fn fits(conn: &Conn, delivery: &Delivery<'_>) -> bool {
+    delivery.encoded_len(conn.version()) <= conn.packet_size_max as usize
+}
+
 /// Appends a stored message; its length.
 fn append_stored(
     (id, conn): (ConnId, &mut Conn),
     dirty: &mut Dirty,
     stored: &Stored,
-    delivery: &Delivery<'_>,
+    (delivery, naming): (&Delivery<'_>, Naming),
 ) -> usize {
     let version = conn.version();
     let payload = stored.payload();
@@ -377,6 +275,7 @@ fn append_stored(
             None => outbox.extend_from_slice(payload.bytes),
         }
     });
+    conn.on_named(stored.topic_id, naming);
     delivery.encoded_len(version)
 }
 
@@ -433,8 +332,13 @@ impl Broker {
         }
         if let (Some((id, conn)), Some(queued)) = (online(conns, conn), &exchange.queued) {
             let stored = messages.get(queued.message);
-            let delivery = to_delivery(now, stored, queued, packet_id, false);
-            let len = append_stored((id, conn), &mut out.dirty, stored, &delivery);
+            let mut delivery = to_delivery(now, stored, queued, packet_id, false);
+            let Some(naming) = choose_stored(conn, stored, &mut delivery) else {
+                // The connection is another one by now, and takes less.
+                stats.dropped_too_large += 1;
+                return self.finish_exchange(now, key, index);
+            };
+            let len = append_stored((id, conn), &mut out.dirty, stored, (&delivery, naming));
             exchange.was_sent = true;
             stats.count_out(queued.qos, len);
         }
@@ -486,8 +390,9 @@ impl Broker {
             let Some(queued) = &exchange.queued else { return Pumped::Sent };
             let stored = messages.get(queued.message);
             let dup = exchange.was_sent;
+            // By its name: what this connection knows of aliases says nothing of an earlier one.
             let delivery = to_delivery(now, stored, queued, packet_id, dup);
-            if delivery.encoded_len(conn.version()) > conn.packet_size_max as usize {
+            if !fits(conn, &delivery) {
                 // As if it had been sent and acknowledged [MQTT-3.1.2-25].
                 stats.dropped_too_large += 1;
                 if let Some(queued) = outgoing.exchanges.finish(index) {
@@ -495,43 +400,62 @@ impl Broker {
                 }
                 return Pumped::Sent;
             }
-            let len = append_stored((id, conn), dirty, stored, &delivery);
+            let len = append_stored((id, conn), dirty, stored, (&delivery, Naming::Name));
             let qos = queued.qos;
             exchange.was_sent = true;
             stats.messages_resent += u64::from(dup);
             stats.count_out(qos, len);
             return Pumped::Sent;
         }
+        Self::pump_queued(now, (id, conn), outgoing, (messages, dirty, stats), |qos| {
+            is_durable && qos == QoS::ExactlyOnce && changes.is_enabled()
+        })
+    }
+
+    /// The next of the queue, if there is one and it has room.
+    #[inline]
+    fn pump_queued(
+        now: Time,
+        (id, conn): (ConnId, &mut Conn),
+        outgoing: &mut Outgoing,
+        (messages, dirty, stats): (&mut Messages, &mut Dirty, &mut Stats),
+        is_recorded: impl Fn(QoS) -> bool,
+    ) -> Pumped {
         let Some(queued) = outgoing.queue.front() else { return Pumped::Done };
         let stored = messages.get(queued.message);
-        let any_id = PacketId::new(1).expect("invariant: 1 is not 0");
-        if stored.is_expired(now) {
-            stats.dropped_expired += 1;
-        } else if to_delivery(now, stored, queued, any_id, false).encoded_len(conn.version())
-            > conn.packet_size_max as usize
-        {
-            stats.dropped_too_large += 1;
-        } else if !has_room(outgoing, conn) {
+        let is_expired = stored.is_expired(now);
+        if !is_expired && !has_room(outgoing, conn) {
             return Pumped::Done;
-        } else {
-            let Some(queued) = outgoing.queue.pop(messages) else { return Pumped::Done };
-            let qos = queued.qos;
-            if is_durable && qos == QoS::ExactlyOnce && changes.is_enabled() {
-                return Pumped::Recorded(id, queued);
+        }
+        let any_id = PacketId::new(1).expect("invariant: 1 is not 0");
+        let is_recorded = is_recorded(queued.qos);
+        let mut delivery = to_delivery(now, stored, queued, any_id, false);
+        let naming = match is_recorded {
+            _ if is_expired => None,
+            true => fits(conn, &delivery).then_some(Naming::Name),
+            false => choose_stored(conn, stored, &mut delivery),
+        };
+        let Some(queued) = outgoing.queue.pop(messages) else { return Pumped::Done };
+        let Some(naming) = naming else {
+            match is_expired {
+                true => stats.dropped_expired += 1,
+                false => stats.dropped_too_large += 1,
             }
-            let message = queued.message;
-            let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
-            let index = outgoing.exchanges.len() - 1;
-            let Some(queued) = &outgoing.exchanges.get(index).queued else { return Pumped::Done };
-            let stored = messages.get(message);
-            let delivery = to_delivery(now, stored, queued, packet_id, false);
-            let len = append_stored((id, conn), dirty, stored, &delivery);
-            stats.count_out(qos, len);
-            return Pumped::Sent;
-        }
-        if let Some(queued) = outgoing.queue.pop(messages) {
             messages.release(queued.message);
+            return Pumped::Sent;
+        };
+        if is_recorded {
+            return Pumped::Recorded(id, queued);
         }
+        let (message, qos) = (queued.message, queued.qos);
+        let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
+        let index = outgoing.exchanges.len() - 1;
+        let Some(queued) = &outgoing.exchanges.get(index).queued else { return Pumped::Done };
+        let stored = messages.get(message);
+        let mut delivery = to_delivery(now, stored, queued, packet_id, false);
+        naming.apply(&mut delivery);
+        let len = append_stored((id, conn), dirty, stored, (&delivery, naming));
+        stats.count_out(qos, len);
         Pumped::Sent
     }
 

@@ -18,6 +18,7 @@ use crate::ids::ShardId;
 use crate::limits::SHARE_PAYLOAD_FROM;
 
 use super::Batch;
+use super::alias::TopicId;
 use super::deliver::{Memo, Publication};
 use super::message::{NewMessage, Payload};
 
@@ -103,6 +104,7 @@ impl<'a> Message<'a> {
             retain: self.retain,
             deadline: self.deadline,
             id: None,
+            topic_id: TopicId::NONE,
             publisher: None,
         }
     }
@@ -236,6 +238,13 @@ impl<'a> Row<'a> {
 pub(crate) struct Groups<'a> {
     rest: u32,
     reader: Reader<'a>,
+}
+
+impl Groups<'_> {
+    /// How many are left.
+    pub(crate) fn len(&self) -> usize {
+        self.rest as usize
+    }
 }
 
 impl<'a> Iterator for Groups<'a> {

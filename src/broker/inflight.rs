@@ -331,6 +331,7 @@ mod tests {
             retain: false,
             deadline: None,
             id: None,
+            topic_id: Default::default(),
             publisher: None,
         })
     }

@@ -17,6 +17,8 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::limits::{MEMORY_HELD_PART, SHARE_PAYLOAD_FROM};
 
+use super::alias::TopicId;
+
 /// A reference to a stored message, owned by its holder: it ends with [`Messages::release`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MessageKey(u32);
@@ -51,6 +53,8 @@ pub(crate) struct Stored {
     pub(crate) retain: bool,
     pub(crate) deadline: Option<Time>,
     pub(crate) id: Option<MessageId>,
+    /// Its topic, as routing remembers it.
+    pub(crate) topic_id: TopicId,
     /// Client id of the publisher, where a holder needs it.
     pub(crate) publisher: Option<Rc<str>>,
     /// Topic, forwarded properties, small payload.
@@ -68,6 +72,7 @@ impl Stored {
             retain: false,
             deadline: None,
             id: None,
+            topic_id: TopicId::NONE,
             publisher: None,
             bytes: Vec::new(),
             shared: Bytes::new(),
@@ -120,6 +125,7 @@ pub(crate) struct NewMessage<'a> {
     pub(crate) retain: bool,
     pub(crate) deadline: Option<Time>,
     pub(crate) id: Option<MessageId>,
+    pub(crate) topic_id: TopicId,
     pub(crate) publisher: Option<&'a Rc<str>>,
 }
 
@@ -174,6 +180,7 @@ impl Messages {
         slot.retain = new.retain;
         slot.deadline = new.deadline;
         slot.id = new.id;
+        slot.topic_id = new.topic_id;
         slot.publisher = new.publisher.cloned();
         let small = if large { 0 } else { new.payload.bytes.len() };
         slot.bytes.reserve_exact(new.topic.len() + new.forwarded.len() + small);
@@ -266,6 +273,7 @@ mod tests {
             retain: false,
             deadline: None,
             id: None,
+            topic_id: TopicId::NONE,
             publisher: None,
         }
     }

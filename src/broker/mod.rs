@@ -8,7 +8,7 @@
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
-//! (outbound), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
+//! (outbound, with `variant` and `alias`), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` and `entry`.
 //!
@@ -16,6 +16,7 @@
 //! connection that is closing has no session; everything dropped has a counter in [`Stats`].
 #![forbid(unsafe_code)]
 
+pub(crate) mod alias;
 pub mod auth;
 pub mod change;
 pub(crate) mod conn;
@@ -38,6 +39,7 @@ pub mod stats;
 pub(crate) mod subscribe;
 pub(crate) mod timers;
 pub mod topic_tree;
+pub(crate) mod variant;
 pub(crate) mod will;
 
 #[cfg(test)]
@@ -82,6 +84,8 @@ pub struct Config {
     pub in_flight_max: u16,
     /// Topic aliases that a client may define.
     pub topic_alias_maximum: u16,
+    /// Topic aliases that we use towards one client, if it allows as many.
+    pub topic_aliases_out_max: u16,
     /// Longest session expiry interval granted, in seconds; `u32::MAX` is "for ever".
     pub session_expiry_max_secs: u32,
     /// Longest keep alive granted, in seconds; 0 is "no cap".
@@ -117,6 +121,7 @@ impl Default for Config {
             receive_maximum: limits::RECEIVE_MAXIMUM,
             in_flight_max: limits::IN_FLIGHT_MAX,
             topic_alias_maximum: limits::TOPIC_ALIAS_MAX,
+            topic_aliases_out_max: limits::TOPIC_ALIASES_OUT_MAX,
             session_expiry_max_secs: u32::MAX,
             keep_alive_max_secs: 0,
             assign_client_ids: true,
@@ -272,7 +277,7 @@ pub struct Broker {
     pub(crate) sessions: session::Sessions,
     pub(crate) messages: message::Messages,
     pub(crate) memory: memory::Memory,
-    pub(crate) variants: deliver::Variants,
+    pub(crate) variants: variant::Variants,
     pub(crate) publishing: publish::Publishing,
     pub(crate) wills: will::Wills,
     pub(crate) moves: moving::Moves,
@@ -311,7 +316,7 @@ impl Broker {
             sessions: session::Sessions::new(seed),
             messages: message::Messages::default(),
             memory: memory::Memory::default(),
-            variants: deliver::Variants::default(),
+            variants: variant::Variants::default(),
             publishing: publish::Publishing::default(),
             wills: will::Wills::default(),
             moves: moving::Moves::default(),

@@ -163,6 +163,7 @@ mod tests {
             retain: false,
             deadline,
             id: None,
+            topic_id: Default::default(),
             publisher: None,
         });
         let subscription_ids = SubscriptionIds::None;

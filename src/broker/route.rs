@@ -18,6 +18,7 @@ use crate::clock::Time;
 use crate::ids::{ShardId, ShardSet};
 use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX, MATCH_CACHE_TOPIC_MAX};
 
+use super::alias::TopicId;
 use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
 use super::message::{MessageKey, Payload};
@@ -60,6 +61,8 @@ struct Merged {
 #[derive(Debug, Default)]
 struct Remembered {
     topic: String,
+    /// None of a topic that is too long to be remembered.
+    id: TopicId,
     generation: u64,
     matches: Matches,
 }
@@ -73,6 +76,8 @@ pub(crate) struct Routing {
     filled: ShardSet,
     remembered: Vec<Remembered>,
     generation: u64,
+    /// Topics that were remembered so far.
+    topics: u64,
     /// The groups of the publication in hand, each with the shard that was picked.
     picked: Vec<(ShardId, GroupId)>,
     /// The subscription identifiers of the delivery in hand.
@@ -105,6 +110,7 @@ impl Routing {
             filled: ShardSet::EMPTY,
             remembered: Vec::new(),
             generation: 1,
+            topics: 0,
             picked: Vec::new(),
             ids: Vec::new(),
             spare: Spare::default(),
@@ -132,12 +138,23 @@ impl Routing {
     }
 
     #[inline]
-    fn put_back(&mut self, hash: u64, remembered: Remembered) {
-        if remembered.matches.parts.len() <= MATCH_CACHE_MERGED_MAX
-            && remembered.topic.len() <= MATCH_CACHE_TOPIC_MAX
-        {
-            self.remembered[slot(hash)] = remembered;
+    fn put_back(&mut self, hash: u64, mut remembered: Remembered) {
+        if remembered.id == TopicId::NONE {
+            return;
         }
+        if remembered.matches.parts.len() > MATCH_CACHE_MERGED_MAX {
+            remembered.matches = Matches::default();
+            remembered.generation = 0;
+        }
+        self.remembered[slot(hash)] = remembered;
+    }
+
+    fn next_topic(&mut self, topic: &str) -> TopicId {
+        if topic.len() > MATCH_CACHE_TOPIC_MAX {
+            return TopicId::NONE;
+        }
+        self.topics += 1;
+        TopicId::new(self.topics)
     }
 }
 
@@ -199,12 +216,23 @@ fn find(broker: &mut Broker, hash: u64, topic: &str) -> Remembered {
     let mut found = broker.routing.take(hash);
     if found.generation != generation || found.topic != topic {
         found.generation = generation;
-        found.topic.clear();
-        found.topic.push_str(topic);
+        if found.topic != topic || found.id == TopicId::NONE {
+            found.topic.clear();
+            found.topic.push_str(topic);
+            found.id = broker.routing.next_topic(topic);
+        }
         let exactly = broker.interest.wanted_exactly(hash);
         found.matches.fill(&broker.topic_tree, exactly, topic);
     }
     found
+}
+
+/// Names the publication's topic as it is remembered here, for those who have a number for it.
+fn recall(broker: &mut Broker, publication: &Publication<'_>) {
+    let hash = broker.interest.topic_hash(publication.topic);
+    let found = find(broker, hash, publication.topic);
+    publication.memo.set_topic_id(found.id);
+    broker.routing.put_back(hash, found);
 }
 
 /// Whether a publish to this topic may be read now: not while a lane that it may have to go
@@ -263,6 +291,7 @@ pub(crate) fn on_flushed(broker: &mut Broker) -> bool {
 pub(crate) fn publish(broker: &mut Broker, now: Time, publication: &Publication<'_>) -> Routed {
     let hash = broker.interest.topic_hash(publication.topic);
     let found = find(broker, hash, publication.topic);
+    publication.memo.set_topic_id(found.id);
     let matches = &found.matches;
     let me = broker.place.shard;
     let stamp = publication.retain.then(|| broker.retained.next_stamp(publication.topic));
@@ -432,7 +461,7 @@ pub(crate) fn with_stored(
         publisher: None,
         publisher_id: publisher.as_deref().unwrap_or(""),
         id: stored.id,
-        memo: Memo::stored_as(message),
+        memo: Memo::stored_as(message, stored.topic_id),
     };
     deliver(broker, &publication);
     broker.routing.spare = spare;
@@ -476,8 +505,11 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
     while let Some(entry) = entries.next() {
         match entry {
             Entry::Publish { message, duty, groups } => {
-                on_message(broker, now, from, &message, duty);
                 let publication = message.to_publication();
+                on_message(broker, now, from, &publication, duty);
+                if groups.len() > 0 && !duty.plain {
+                    recall(broker, &publication);
+                }
                 for group in groups {
                     on_group_message(broker, now, from, &publication, group);
                 }
@@ -516,21 +548,29 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
 }
 
 /// A message from its publisher's shard: what is to be done with it stands in the entry.
-fn on_message(broker: &mut Broker, now: Time, from: ShardId, message: &Message<'_>, duty: Duty) {
+fn on_message(
+    broker: &mut Broker,
+    now: Time,
+    from: ShardId,
+    publication: &Publication<'_>,
+    duty: Duty,
+) {
     let mut matched = false;
-    let hash = broker.interest.topic_hash(message.topic);
+    let hash = broker.interest.topic_hash(publication.topic);
     if duty.plain {
-        let found = find(broker, hash, message.topic);
+        let found = find(broker, hash, publication.topic);
+        publication.memo.set_topic_id(found.id);
         matched = !found.matches.filters.is_empty();
         if matched {
-            to_plain(broker, now, &message.to_publication(), &found.matches);
+            to_plain(broker, now, publication, &found.matches);
         }
         broker.routing.put_back(hash, found);
     }
     let Some(stamp) = duty.stamp else { return };
     broker.replays.on_live(from, stamp, hash, matched);
     if duty.store {
-        let store = Store { message: *message, origin: from, number: stamp.number };
+        let message = Message::of(publication);
+        let store = Store { message, origin: from, number: stamp.number };
         retained::store(broker, now, &store);
     }
 }

@@ -51,6 +51,10 @@ pub(crate) struct GotPublish {
     /// 0 at QoS 0.
     pub(crate) id: u16,
     pub(crate) expiry: Option<u32>,
+    /// Topic Alias; 0 is none.
+    pub(crate) alias: u16,
+    /// Bytes of the whole packet.
+    pub(crate) len: usize,
     pub(crate) subscription_ids: Vec<u32>,
     pub(crate) user_properties: Vec<(String, String)>,
 }
@@ -354,7 +358,7 @@ impl World {
         while let Some(len) = frame_len(&link.received[at..]).unwrap() {
             let frame = &link.received[at..at + len];
             let packet = decode(frame, Some(link.version), Side::Client).unwrap();
-            let got = to_got(&packet);
+            let got = to_got(&packet, len);
             if is_it(&got) {
                 if let Packet::ConnAck(_) = packet {
                     link.connack = frame.to_vec();
@@ -524,7 +528,7 @@ pub(crate) fn publish<'a>(topic: &'a str, payload: &'a [u8], qos: QoS, n: u16) -
     }
 }
 
-fn to_got(packet: &Packet<'_>) -> Got {
+fn to_got(packet: &Packet<'_>, len: usize) -> Got {
     match packet {
         Packet::ConnAck(p) => Got::ConnAck { session_present: p.session_present, reason: p.reason },
         Packet::Publish(p) => Got::Publish(GotPublish {
@@ -535,6 +539,8 @@ fn to_got(packet: &Packet<'_>) -> Got {
             dup: p.dup,
             id: p.packet_id.map_or(0, PacketId::get),
             expiry: p.properties.message_expiry_interval,
+            alias: p.properties.topic_alias.map_or(0, NonZeroU16::get),
+            len,
             subscription_ids: p.properties.subscription_ids.iter().collect(),
             user_properties: p
                 .properties

@@ -1,6 +1,7 @@
 //! The session half, driven by packets.
 #![forbid(unsafe_code)]
 
+mod aliases;
 mod bounds;
 mod connecting;
 mod durable;

@@ -179,6 +179,14 @@ impl Wire {
         (first & 0x08 != 0, first & 0x01 != 0)
     }
 
+    /// Whether the PUBLISH that was read last has a Topic Alias.
+    pub fn has_alias(&self) -> bool {
+        match decode(&self.frame, Some(self.version), Side::Client) {
+            Ok(Packet::Publish(publish)) => publish.properties.topic_alias.is_some(),
+            other => panic!("{other:?} is no PUBLISH"),
+        }
+    }
+
     /// The next packet is this PUBLISH, whatever its properties; returns its packet id.
     pub fn expect_publish(&mut self, topic: &str, qos: QoS, payload: &[u8]) -> Option<PacketId> {
         match self.recv() {

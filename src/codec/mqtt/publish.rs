@@ -301,11 +301,20 @@ pub struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
+    fn ids_len(&self) -> usize {
+        self.subscription_ids.iter().map(|&id| 1 + vbi_len(id as usize)).sum()
+    }
+
     fn properties_len(&self) -> usize {
-        let ids: usize = self.subscription_ids.iter().map(|&id| 1 + vbi_len(id as usize)).sum();
         let expiry = if self.message_expiry_interval.is_some() { 5 } else { 0 };
         let alias = if self.topic_alias.is_some() { 3 } else { 0 };
-        expiry + alias + ids + self.forwarded.len()
+        expiry + alias + self.ids_len() + self.forwarded.len()
+    }
+
+    /// Bytes of the head, as MQTT 5.0 has it, that follow the Topic Alias: with this a copy of the
+    /// head can be given another one.
+    pub fn len_behind_alias(&self) -> usize {
+        self.ids_len() + self.forwarded.len()
     }
 
     fn remaining_len(&self, version: Version) -> usize {

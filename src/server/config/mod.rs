@@ -77,6 +77,8 @@ pub struct Limits {
     pub in_flight_max: u16,
     /// Topic Alias Maximum that the broker announces.
     pub topic_alias_maximum: u16,
+    /// Topic aliases that the broker uses towards one client.
+    pub topic_aliases_out_max: u16,
     /// Messages queued for one session.
     pub queue_len_max: usize,
     /// Their bytes.
@@ -251,11 +253,20 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
         Ok(secs) => secs,
         Err(_) => None,
     };
+    let topic_aliases_out_max =
+        written.topic_aliases_out_max.unwrap_or(limits::TOPIC_ALIASES_OUT_MAX);
+    if topic_aliases_out_max > limits::TOPIC_ALIASES_OUT_LIMIT {
+        return Err(ConfigError::new(format!(
+            "limits.topic_aliases_out_max is {topic_aliases_out_max}; it must be from 0 to {}",
+            limits::TOPIC_ALIASES_OUT_LIMIT
+        )));
+    }
     Ok(Limits {
         packet_size_max,
         receive_maximum: written.receive_maximum.map_or(limits::RECEIVE_MAXIMUM, u16::from),
         in_flight_max: written.in_flight_max.map_or(limits::IN_FLIGHT_MAX, u16::from),
         topic_alias_maximum: written.topic_alias_maximum.unwrap_or(limits::TOPIC_ALIAS_MAX),
+        topic_aliases_out_max,
         queue_len_max: written.queue_len_max.unwrap_or(limits::QUEUE_LEN_MAX),
         queue_bytes_max: bytes_within(
             "queue_bytes_max",

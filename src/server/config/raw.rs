@@ -100,6 +100,9 @@ pub struct LimitSettings {
     /// Topic aliases that a client may define [default: 32]
     #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_ALIAS_MAXIMUM")]
     pub topic_alias_maximum: Option<u16>,
+    /// Topic aliases that the broker uses towards one client, if it allows as many [default: 16]
+    #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_ALIASES_OUT_MAX")]
+    pub topic_aliases_out_max: Option<u16>,
     /// Messages queued for one session behind those in flight [default: 100000]
     #[arg(long, value_name = "N", env = "NOCTULE_QUEUE_LEN_MAX")]
     pub queue_len_max: Option<usize>,
@@ -189,6 +192,7 @@ impl LimitSettings {
             receive_maximum: self.receive_maximum.or(below.receive_maximum),
             in_flight_max: self.in_flight_max.or(below.in_flight_max),
             topic_alias_maximum: self.topic_alias_maximum.or(below.topic_alias_maximum),
+            topic_aliases_out_max: self.topic_aliases_out_max.or(below.topic_aliases_out_max),
             queue_len_max: self.queue_len_max.or(below.queue_len_max),
             queue_bytes_max: self.queue_bytes_max.or(below.queue_bytes_max),
             outbox_bytes_max: self.outbox_bytes_max.or(below.outbox_bytes_max),
