@@ -33,5 +33,7 @@ mod subscribe;
 mod support;
 #[path = "mqtt/takeover.rs"]
 mod takeover;
+#[path = "mqtt/v31.rs"]
+mod v31;
 #[path = "mqtt/will.rs"]
 mod will;

@@ -8,7 +8,7 @@
 
 use crate::buf::OutBuf;
 use crate::clock::Time;
-use crate::codec::mqtt::{Packet, Version};
+use crate::codec::mqtt::{Ack, Packet, PacketId, ReasonCode, Version};
 use crate::ids::ConnId;
 
 use super::alias::{Aliases, Naming, TopicId};
@@ -365,6 +365,21 @@ impl Broker {
     /// Writes a packet to a connection; one that is closing or gone gets nothing.
     pub(crate) fn write(&mut self, conn: ConnId, packet: &Packet<'_>) -> bool {
         self.conns.write(conn, packet, &mut self.out, &mut self.stats)
+    }
+
+    /// Writes a PUBREL that is owed from an earlier connection. In 3.1 it has DUP then (its section
+    /// 2.1), which is reserved later [MQTT-3.6.1-1].
+    pub(crate) fn write_pubrel_again(&mut self, id: ConnId, packet_id: PacketId) {
+        let pubrel = Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS));
+        if !self.write(id, &pubrel) {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(id).filter(|c| c.version() == Version::V31) else {
+            return;
+        };
+        let tail = conn.outbox.tail();
+        let at = tail.len() - pubrel.encoded_len(Version::V31);
+        tail[at] |= 0x08;
     }
 
     /// Parse no further, until [`Broker::resume`].

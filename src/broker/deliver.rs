@@ -354,7 +354,7 @@ impl Broker {
             None => return,
         };
         for packet_id in owed {
-            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+            self.write_pubrel_again(conn, packet_id);
         }
         self.pump(now, key);
     }
