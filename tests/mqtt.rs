@@ -10,8 +10,12 @@
 
 #[path = "mqtt/alias.rs"]
 mod alias;
+#[path = "mqtt/answers.rs"]
+mod answers;
 #[path = "mqtt/connect.rs"]
 mod connect;
+#[path = "mqtt/flow_control.rs"]
+mod flow_control;
 #[path = "mqtt/limits.rs"]
 mod limits;
 #[path = "mqtt/malformed.rs"]
@@ -20,6 +24,8 @@ mod malformed;
 mod notation;
 #[path = "mqtt/publish.rs"]
 mod publish;
+#[path = "mqtt/qos.rs"]
+mod qos;
 #[path = "mqtt/retained.rs"]
 mod retained;
 #[path = "mqtt/robustness.rs"]

@@ -24,6 +24,14 @@ pub fn connect(version: Version, client_id: &str) -> Connect<'_> {
     }
 }
 
+/// A CONNECT to a session that outlives its connection, and that an earlier one may have begun.
+pub fn lasting(version: Version, client_id: &str) -> Connect<'_> {
+    let expiry = (version == Version::V5).then_some(300);
+    let properties =
+        ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::default() };
+    Connect { clean_start: false, properties, ..connect(version, client_id) }
+}
+
 /// A PUBLISH without properties; its packet id is 1 where it has one.
 pub fn publish<'a>(topic: &'a str, qos: QoS, payload: &'a [u8]) -> Publish<'a> {
     Publish {
