@@ -12,8 +12,12 @@
 mod alias;
 #[path = "mqtt/answers.rs"]
 mod answers;
+#[path = "mqtt/connack.rs"]
+mod connack;
 #[path = "mqtt/connect.rs"]
 mod connect;
+#[path = "mqtt/expiry.rs"]
+mod expiry;
 #[path = "mqtt/flow_control.rs"]
 mod flow_control;
 #[path = "mqtt/limits.rs"]
@@ -41,5 +45,7 @@ mod support;
 mod takeover;
 #[path = "mqtt/v31.rs"]
 mod v31;
+#[path = "mqtt/versions.rs"]
+mod versions;
 #[path = "mqtt/will.rs"]
 mod will;

@@ -13,6 +13,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::clock::Time;
 use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode};
@@ -133,10 +134,18 @@ pub(crate) struct Terms<'a> {
     pub(crate) group: Option<GroupId>,
 }
 
-/// Seconds left, as they are sent: rounded up, so that an untouched interval arrives as it was.
+/// By how much this shard's time may be behind that of the shard a message comes from: each reads the
+/// clock at the start of its tick.
+const TICK_SKEW: Duration = Duration::from_millis(200);
+
+/// Seconds left, as they are sent: rounded up, so that an untouched interval arrives as it was, and
+/// never longer than it was [MQTT-3.3.2-6].
 pub(crate) fn remaining_secs(deadline: Option<Time>, now: Time) -> Option<u32> {
-    let left = deadline?.since(now).as_nanos().div_ceil(1_000_000_000);
-    Some(u32::try_from(left).unwrap_or(u32::MAX))
+    let left = deadline?.since(now);
+    let secs = left.saturating_sub(TICK_SKEW).as_nanos().div_ceil(1_000_000_000);
+    // What has not expired is not 0, which would say that it has.
+    let secs = if left.is_zero() { secs } else { secs.max(1) };
+    Some(u32::try_from(secs).unwrap_or(u32::MAX))
 }
 
 /// The connection that may be sent to now, if the session has one.
@@ -617,5 +626,10 @@ mod tests {
         let later = Time::from_nanos(1_500_000_005);
         assert_eq!(remaining_secs(Some(now.plus_secs(10)), later), Some(9));
         assert_eq!(remaining_secs(Some(Time::MAX), Time::ZERO), Some(u32::MAX));
+        // The shard that received it read the clock a little later than the one that sends it.
+        let ahead = now + Duration::from_millis(20);
+        assert_eq!(remaining_secs(Some(ahead.plus_secs(10)), now), Some(10));
+        assert_eq!(remaining_secs(Some(now + Duration::from_millis(20)), now), Some(1));
+        assert_eq!(remaining_secs(Some(now), now), Some(0));
     }
 }
