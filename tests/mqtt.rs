@@ -38,6 +38,8 @@ mod robustness;
 mod session;
 #[path = "mqtt/shared.rs"]
 mod shared;
+#[path = "mqtt/strategies.rs"]
+mod strategies;
 #[path = "mqtt/subscribe.rs"]
 mod subscribe;
 mod support;

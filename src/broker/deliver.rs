@@ -27,7 +27,7 @@ use super::inflight::Stage;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Stored};
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
-use super::shared_sub::GroupId;
+use super::shared_sub::Chosen;
 use super::{Broker, Dirty, Stats, memory, replay};
 
 /// An Application Message on its way to its receivers.
@@ -131,7 +131,7 @@ pub(crate) struct Terms<'a> {
     pub(crate) retain: bool,
     pub(crate) subscription_ids: &'a [u32],
     /// The shared subscription's group, if it is one.
-    pub(crate) group: Option<GroupId>,
+    pub(crate) group: Option<Chosen>,
 }
 
 /// By how much this shard's time may be behind that of the shard a message comes from: each reads the

@@ -124,6 +124,8 @@ pub(crate) struct Duty {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToGroup<'a> {
     pub(crate) key: &'a str,
+    /// What the strategies by hash choose by; else 0.
+    pub(crate) spread: u32,
     /// It came back once from a shard that had only offline members: whoever has any takes it.
     pub(crate) returned: bool,
 }
@@ -198,6 +200,7 @@ pub(crate) enum Entry<'a> {
     Back {
         message: Message<'a>,
         key: &'a str,
+        spread: u32,
     },
     Interest {
         number: u64,
@@ -253,7 +256,8 @@ impl<'a> Iterator for Groups<'a> {
     fn next(&mut self) -> Option<ToGroup<'a>> {
         self.rest = self.rest.checked_sub(1)?;
         let returned = self.reader.byte() != 0;
-        Some(ToGroup { key: self.reader.text(), returned })
+        let spread = self.reader.length();
+        Some(ToGroup { key: self.reader.text(), spread, returned })
     }
 }
 
@@ -278,13 +282,15 @@ impl Batch {
 
     pub(crate) fn push_group(&mut self, group: ToGroup<'_>) {
         self.bytes.push(u8::from(group.returned));
+        self.push_number(u64::from(group.spread));
         self.push_text(group.key);
     }
 
-    pub(crate) fn push_back(&mut self, message: &Message<'_>, key: &str) {
+    pub(crate) fn push_back(&mut self, message: &Message<'_>, key: &str, spread: u32) {
         self.bytes.push(BACK);
         self.push_head(message, 0);
         self.push_body(message);
+        self.push_number(u64::from(spread));
         self.push_text(key);
     }
 
@@ -450,6 +456,7 @@ impl<'a> Reader<'a> {
         let groups = Groups { rest, reader: self.clone() };
         for _ in 0..rest {
             self.byte();
+            self.number();
             self.text();
         }
         Entry::Publish { message, duty: Duty { plain: flags & PLAIN != 0, store, stamp }, groups }
@@ -550,7 +557,8 @@ impl<'a> Iterator for Reader<'a> {
             BACK => {
                 let (flags, deadline) = self.head();
                 let message = self.body(flags, deadline, "");
-                Entry::Back { message, key: self.text() }
+                let spread = self.length();
+                Entry::Back { message, key: self.text(), spread }
             }
             tag @ (INTEREST_EXACT | INTEREST_WILD | INTEREST_GROUP) => self.interest(tag),
             APPLIED => Entry::Applied { through: self.number(), counters: self.row() },
@@ -606,14 +614,16 @@ mod tests {
         let stamp = Some(Stamp { owner: ShardId::new(5), number: u64::MAX });
         let duty = Duty { plain: true, store: true, stamp };
         let light = Duty { plain: false, store: false, stamp: None };
-        let groups =
-            [ToGroup { key: "g/a/+", returned: false }, ToGroup { key: "h/a/b", returned: true }];
+        let groups = [
+            ToGroup { key: "g/a/+", spread: 0, returned: false },
+            ToGroup { key: "h/a/b", spread: u32::MAX, returned: true },
+        ];
         let members = Members { all: 300, online: 2, durable: 0 };
         let mut batch = Batch::default();
         batch.push_publish(&small, duty, groups.len());
         groups.iter().for_each(|group| batch.push_group(*group));
         batch.push_publish(&shared, light, 0);
-        batch.push_back(&shared, "g/a/+");
+        batch.push_back(&shared, "g/a/+", 300);
         batch.push_interest(129, Interest::Exact { hash: 1 << 63, state: 1 });
         batch.push_interest(130, Interest::Wild { filter: "a/#", state: 3 });
         batch.push_interest(131, Interest::Group { key: "g/a/+", members });
@@ -637,7 +647,7 @@ mod tests {
         };
         assert_same(&message, &shared);
         assert!(read == light && groups.next().is_none() && message.shared.is_some());
-        assert!(matches!(reader.next(), Some(Entry::Back { key: "g/a/+", .. })));
+        assert!(matches!(reader.next(), Some(Entry::Back { key: "g/a/+", spread: 300, .. })));
         for expected in [
             (129, Interest::Exact { hash: 1 << 63, state: 1 }),
             (130, Interest::Wild { filter: "a/#", state: 3 }),

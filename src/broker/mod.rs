@@ -10,7 +10,7 @@
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
 //! (outbound, with `variant` and `alias`), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
-//! `interest`, `retained`, `replay`, `shared_sub` and `entry`.
+//! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
 //! connection that is closing has no session; everything dropped has a counter in [`Stats`].
@@ -36,6 +36,7 @@ pub(crate) mod route;
 pub(crate) mod session;
 pub(crate) mod shared_sub;
 pub mod stats;
+pub mod strategy;
 pub(crate) mod subscribe;
 pub(crate) mod timers;
 pub mod topic_tree;
@@ -84,6 +85,8 @@ pub struct Config {
     pub in_flight_max: u16,
     /// Topic aliases that a client may define.
     pub topic_alias_maximum: u16,
+    /// How the members of shared subscriptions share their messages.
+    pub shared_strategies: strategy::Strategies,
     /// Topic aliases that we use towards one client, if it allows as many.
     pub topic_aliases_out_max: u16,
     /// Longest session expiry interval granted, in seconds; `u32::MAX` is "for ever".
@@ -121,6 +124,7 @@ impl Default for Config {
             receive_maximum: limits::RECEIVE_MAXIMUM,
             in_flight_max: limits::IN_FLIGHT_MAX,
             topic_alias_maximum: limits::TOPIC_ALIAS_MAX,
+            shared_strategies: strategy::Strategies::default(),
             topic_aliases_out_max: limits::TOPIC_ALIASES_OUT_MAX,
             session_expiry_max_secs: u32::MAX,
             keep_alive_max_secs: 0,
@@ -328,7 +332,7 @@ impl Broker {
             interest: interest::Interest::new(place, seed),
             retained: retained::Retained::new(place, seed),
             replays: replay::Replays::new(place, seed),
-            shared_subs: shared_sub::SharedSubs::new(place, seed),
+            shared_subs: shared_sub::SharedSubs::new(place, seed, config.shared_strategies.clone()),
             subscribing: subscribe::Subscribing::new(place, seed),
             routing: route::Routing::new(place, seed),
             config,

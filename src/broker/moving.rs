@@ -14,13 +14,13 @@ use crate::limits::{DEFERRED_PER_TICK, MOVES_MAX};
 
 use super::message::MessageKey;
 use super::session::Session;
-use super::shared_sub::GroupId;
+use super::shared_sub::Chosen;
 use super::{Broker, Wait, route};
 
 /// Messages that are to move, each with its reference.
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
-    waiting: VecDeque<(GroupId, MessageKey)>,
+    waiting: VecDeque<(Chosen, MessageKey)>,
     /// Moved since the tick began.
     moved: usize,
     /// The first waits for a lane.
@@ -85,7 +85,7 @@ impl Broker {
         }
     }
 
-    fn move_one(&mut self, now: Time, group: GroupId, key: MessageKey) {
+    fn move_one(&mut self, now: Time, group: Chosen, key: MessageKey) {
         route::with_stored(self, key, |broker, publication| {
             route::to_group(broker, now, publication, group, false);
         });

@@ -10,7 +10,7 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 
 use super::message::{MessageKey, Messages};
-use super::shared_sub::GroupId;
+use super::shared_sub::Chosen;
 
 /// The Subscription Identifiers that a delivery carries; nearly always none or one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(crate) struct Queued {
     pub(crate) retain: bool,
     pub(crate) subscription_ids: SubscriptionIds,
     /// The group that it was picked for, if that is how the session came by it.
-    pub(crate) group: Option<GroupId>,
+    pub(crate) group: Option<Chosen>,
 }
 
 /// The queue of one session.
@@ -112,7 +112,6 @@ impl Queue {
     }
 
     /// Messages in it.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }

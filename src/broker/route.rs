@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Time;
+use crate::codec::mqtt::QoS;
 use crate::ids::{ShardId, ShardSet};
 use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX, MATCH_CACHE_TOPIC_MAX};
 
@@ -23,8 +24,9 @@ use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
 use super::message::{MessageKey, Payload};
 use super::retained::{self, Store};
-use super::session::SessionKey;
-use super::shared_sub::GroupId;
+use super::session::{Session, SessionKey};
+use super::shared_sub::{Chosen, GroupId};
+use super::strategy::Strategy;
 use super::subscribe::{self, FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
 use super::{Broker, Place, Wait, memory, replay};
@@ -79,7 +81,7 @@ pub(crate) struct Routing {
     /// Topics that were remembered so far.
     topics: u64,
     /// The groups of the publication in hand, each with the shard that was picked.
-    picked: Vec<(ShardId, GroupId)>,
+    picked: Vec<(ShardId, Chosen)>,
     /// The subscription identifiers of the delivery in hand.
     ids: Vec<u32>,
     spare: Spare,
@@ -306,9 +308,10 @@ pub(crate) fn publish(broker: &mut Broker, now: Time, publication: &Publication<
     let mut receivers = matches.has_receivers();
     let mut picked = std::mem::take(&mut broker.routing.picked);
     for &group in &matches.groups {
-        match broker.shared_subs.pick_shard(group) {
-            Some(shard) if shard == me => to_member(broker, now, publication, group),
-            Some(shard) => picked.push((shard, group)),
+        let chosen = choose(broker, group, publication, hash);
+        match broker.shared_subs.pick_shard(chosen) {
+            Some(shard) if shard == me => to_member(broker, now, publication, chosen),
+            Some(shard) => picked.push((shard, chosen)),
             None => continue,
         }
         receivers = true;
@@ -328,7 +331,7 @@ fn to_shards(
     message: &Message<'_>,
     wanted: ShardSet,
     stamp: Option<Stamp>,
-    picked: &[(ShardId, GroupId)],
+    picked: &[(ShardId, Chosen)],
 ) {
     let Broker { out, shared_subs, place, routing, .. } = broker;
     let mut targets = wanted;
@@ -341,9 +344,9 @@ fn to_shards(
         let duty = Duty { plain: wanted.contains(target), store, stamp };
         let groups = picked.iter().filter(|(shard, _)| *shard == target);
         batch.push_publish(message, duty, groups.clone().count());
-        for (_, group) in groups {
+        for (_, Chosen { group, spread }) in groups {
             let key = &shared_subs.get(*group).key;
-            batch.push_group(ToGroup { key, returned: false });
+            batch.push_group(ToGroup { key, spread: *spread, returned: false });
         }
         if batch.size() > BATCH_BYTES {
             routing.filled.insert(target);
@@ -421,14 +424,28 @@ fn to_terms<'a>(publication: &Publication<'_>, subscription: &'a Subscription) -
     }
 }
 
-/// Delivers to the member of this shard whose turn it is; without one the message is dropped, and
-/// counted.
-fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, group: GroupId) {
-    let Some(member) = broker.shared_subs.get_mut(group).pick_member() else {
+/// What the group's strategy chooses by.
+#[inline]
+fn choose(broker: &Broker, group: GroupId, publication: &Publication<'_>, hash: u64) -> Chosen {
+    let spread = match broker.shared_subs.get(group).strategy() {
+        Strategy::HashTopic => hash as u32,
+        Strategy::HashClientId => broker.interest.topic_hash(publication.publisher_id) as u32,
+        _ => 0,
+    };
+    Chosen { group, spread }
+}
+
+/// Delivers to the member of this shard that the group's strategy picks; without one the message is
+/// dropped, and counted.
+fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, chosen: Chosen) {
+    let Broker { shared_subs, sessions, .. } = broker;
+    let is_kept = publication.qos > QoS::AtMostOnce;
+    let load = |session| sessions.get(session).map_or(0, Session::load);
+    let Some(member) = shared_subs.pick_member(chosen, is_kept, load) else {
         broker.stats.dropped_no_member += 1;
         return;
     };
-    let terms = Terms { group: Some(group), ..to_terms(publication, &member.subscription) };
+    let terms = Terms { group: Some(chosen), ..to_terms(publication, &member.subscription) };
     deliver::to_session(broker, now, member.session, publication, &terms);
 }
 
@@ -473,24 +490,25 @@ pub(crate) fn to_group(
     broker: &mut Broker,
     now: Time,
     publication: &Publication<'_>,
-    group: GroupId,
+    chosen: Chosen,
     returned: bool,
 ) {
+    let Chosen { group, spread } = chosen;
     let picked = match broker.shared_subs.contains(group) {
-        true => broker.shared_subs.pick_shard(group),
+        true => broker.shared_subs.pick_shard(chosen),
         false => None,
     };
     match picked {
         None => broker.stats.dropped_no_member += 1,
         Some(shard) if shard == broker.place.shard => {
-            to_member(broker, now, publication, group);
+            to_member(broker, now, publication, chosen);
         }
         Some(shard) => {
             let batch = &mut broker.out.batches[shard.index()];
             let duty = Duty { plain: false, store: false, stamp: None };
             batch.push_publish(&Message::of(publication), duty, 1);
             let key = &broker.shared_subs.get(group).key;
-            batch.push_group(ToGroup { key, returned });
+            batch.push_group(ToGroup { key, spread, returned });
             if batch.size() > BATCH_BYTES {
                 broker.routing.filled.insert(shard);
             }
@@ -514,10 +532,10 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
                     on_group_message(broker, now, from, &publication, group);
                 }
             }
-            Entry::Back { message, key } => {
+            Entry::Back { message, key, spread } => {
                 let publication = message.to_publication();
-                match broker.shared_subs.find(key) {
-                    Some(group) => to_group(broker, now, &publication, group, true),
+                match broker.shared_subs.find(key).map(|group| Chosen { group, spread }) {
+                    Some(chosen) => to_group(broker, now, &publication, chosen, true),
                     None => broker.stats.dropped_no_member += 1,
                 }
             }
@@ -588,10 +606,11 @@ fn on_group_message(
         let group = broker.shared_subs.get(id);
         let takes = group.online() > 0 || to.returned || !group.is_online_elsewhere();
         if takes && group.len() > 0 {
-            return to_member(broker, now, publication, id);
+            let chosen = Chosen { group: id, spread: to.spread };
+            return to_member(broker, now, publication, chosen);
         }
     }
-    broker.out.batches[from.index()].push_back(&Message::of(publication), to.key);
+    broker.out.batches[from.index()].push_back(&Message::of(publication), to.key, to.spread);
 }
 
 /// What another shard wants has changed.
@@ -606,7 +625,7 @@ fn on_interest(broker: &mut Broker, from: ShardId, number: u64, change: Change<'
         Change::Group { key, members } => {
             let (_, filter) = key.split_once('/').expect("invariant: share name/filter");
             let group = subscribe::find_or_insert_group(broker, key, filter);
-            broker.shared_subs.get_mut(group).set_remote(from, members);
+            broker.shared_subs.set_remote(group, from, members);
             subscribe::leave_group_if_idle(broker, group);
         }
     }

@@ -56,6 +56,11 @@ pub(crate) struct Outgoing {
 }
 
 impl Session {
+    /// QoS 1 and 2 messages that wait for it: not acknowledged, or not sent.
+    pub(crate) fn load(&self) -> usize {
+        self.outgoing.as_ref().map_or(0, |o| o.exchanges.len() + o.queue.len())
+    }
+
     /// Whether it outlives its connection, and so a restart.
     pub(crate) fn is_durable(&self) -> bool {
         self.expiry_secs > 0

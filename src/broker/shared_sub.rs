@@ -5,6 +5,21 @@
 //! for a message sends it back to the sender, which picks again (S2); the counts that say "none
 //! here" stand before it in the lane, so that ends.
 //!
+//! Who is chosen follows the group's [`Strategy`]. Between shards it rests on the counts that they
+//! say to each other (S5), so some strategies are approximations there:
+//! - round-robin and least in flight: by weight of the members online between shards, exact within
+//!   one;
+//! - random: each member alike, as far as the counts are fresh;
+//! - sticky: every shard remembers the shard of the first member it heard of, until nobody is online
+//!   there, and that shard the member. If members of several shards join at the same moment, shards
+//!   may remember different ones: then one member for the publishers of each;
+//! - by hash: weighted rendezvous for the shard, rendezvous for the member, so that few move when
+//!   members come or go. The weights are those that all shards were told, this one's own too.
+//!
+//! Members that are online come first, of all shards; only if there is none, one that is not, and
+//! then one that can keep the message, if there is one. The two hashes and least in flight look at
+//! all members of this shard for each message; the others do not.
+//!
 //! Owns the groups: the members here, the counts of the other shards, and what these were told of
 //! ours. A group exists while it has members here or elsewhere, or others believe that it has.
 //!
@@ -22,6 +37,7 @@ use crate::ids::ShardId;
 use super::Place;
 use super::entry::Members;
 use super::session::SessionKey;
+use super::strategy::{Strategies, Strategy};
 use super::subscribe::Subscription;
 use super::topic_tree::FilterId;
 
@@ -33,12 +49,23 @@ pub(crate) struct GroupId {
     serial: u32,
 }
 
+/// The group for which a session was chosen, and by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub(crate) group: GroupId,
+    /// What the strategies by hash choose by: the hash of the publisher's client id, or of the
+    /// topic. It travels with the message, since where it goes on only this is known.
+    pub(crate) spread: u32,
+}
+
 /// One member here.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
     pub(crate) session: SessionKey,
     pub(crate) subscription: Subscription,
     pub(crate) durable: bool,
+    /// Of its client id: the same whenever it comes.
+    pub(crate) hash: u64,
 }
 
 /// One group.
@@ -50,12 +77,16 @@ pub(crate) struct Group {
     pub(crate) filter: FilterId,
     /// Its place among the filter's groups.
     pub(crate) at: u32,
+    strategy: Strategy,
     members: Vec<Member>,
     places: HashMap<SessionKey, u32, FixedState>,
     online: u32,
     durable: u32,
     /// Whose turn it is, among those of whom one is picked.
     turn: usize,
+    /// Who gets all, if it is sticky: of this shard's members, and of the shards.
+    sticky: Option<SessionKey>,
+    sticky_shard: Option<ShardId>,
     /// What the others were told.
     announced: Members,
     /// The change that raised a count from zero last.
@@ -85,12 +116,25 @@ pub(crate) struct SharedSubs {
     by_key: HashMap<Box<str>, GroupId, FixedState>,
     serial: u32,
     seed: u64,
+    strategies: Strategies,
+    /// The state of [`SharedSubs::roll`].
+    random: u64,
 }
 
 impl SharedSubs {
-    pub(crate) fn new(place: Place, seed: u64) -> Self {
+    pub(crate) fn new(place: Place, seed: u64, strategies: Strategies) -> Self {
         let by_key = HashMap::with_hasher(FixedState::with_seed(seed ^ 4));
-        Self { place, groups: Slab::new(), by_key, serial: 0, seed }
+        let random = mix(seed ^ 6);
+        Self { place, groups: Slab::new(), by_key, serial: 0, seed, strategies, random }
+    }
+
+    /// A number by chance, if the group's strategy is that.
+    fn roll(&mut self, id: GroupId) -> u64 {
+        if self.get(id).strategy != Strategy::Random {
+            return 0;
+        }
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mix(self.random)
     }
 
     pub(crate) fn find(&self, key: &str) -> Option<GroupId> {
@@ -107,6 +151,9 @@ impl SharedSubs {
             key: key.into(),
             filter,
             at,
+            strategy: self.strategies.of(key),
+            sticky: None,
+            sticky_shard: None,
             members: Vec::new(),
             places: HashMap::with_hasher(FixedState::with_seed(self.seed ^ 5)),
             online: 0,
@@ -150,15 +197,62 @@ impl SharedSubs {
         group
     }
 
-    /// The shard that is to take a message for this group: by members online, by all where none
-    /// is. None when no shard is known to have members.
-    pub(crate) fn pick_shard(&mut self, id: GroupId) -> Option<ShardId> {
+    /// The shard that is to take a message for this group: of those with members online, of all
+    /// with members where none is. None when no shard is known to have members.
+    pub(crate) fn pick_shard(&mut self, chosen: Chosen) -> Option<ShardId> {
+        let (me, roll) = (self.place.shard, self.roll(chosen.group));
+        self.get_mut(chosen.group).pick_shard(me, chosen.spread, roll)
+    }
+
+    /// The member of this shard that gets a message for this group: of those online, of all where
+    /// none is; `is_kept` if the message could be kept for one that is not. `load` tells how much
+    /// waits for a session.
+    pub(crate) fn pick_member(
+        &mut self,
+        chosen: Chosen,
+        is_kept: bool,
+        load: impl Fn(SessionKey) -> usize,
+    ) -> Option<Member> {
+        let roll = self.roll(chosen.group);
+        let group = self.get_mut(chosen.group);
+        let index = group.pick_index(chosen.spread, roll, is_kept, load)?;
+        Some(group.members[index])
+    }
+
+    /// What another shard says of its members.
+    pub(crate) fn set_remote(&mut self, id: GroupId, shard: ShardId, members: Members) {
         let me = self.place.shard;
-        self.get_mut(id).pick_shard(me)
+        let group = self.get_mut(id);
+        group.remote[shard.index()] = members;
+        group.credits[shard.index()] = 0;
+        group.settle_sticky(me);
     }
 }
 
+/// SplitMix64's last step: every bit of the result depends on every bit of `z`.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+/// How much something with this hash is wanted by what spreads by `spread`, as a weighted lot: the
+/// highest wins, as often as its weight says, and a weight that changes moves only its own share
+/// (rendezvous hashing). Never positive.
+fn lot(hash: u64, spread: u32, weight: u32) -> f64 {
+    const UNIT: f64 = (1_u64 << 53) as f64;
+    let mixed = mix(hash ^ mix(u64::from(spread)));
+    let unit = ((mixed >> 11) as f64 + 0.5) / UNIT;
+    unit.ln() / f64::from(weight)
+}
+
 impl Group {
+    /// What the spread of its messages is made from, if anything.
+    #[inline]
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
     fn is_idle(&self) -> bool {
         self.members.is_empty()
             && self.announced == Members::default()
@@ -195,12 +289,6 @@ impl Group {
     /// Members here that are connected.
     pub(crate) fn online(&self) -> u32 {
         self.online
-    }
-
-    /// What another shard says of its members.
-    pub(crate) fn set_remote(&mut self, shard: ShardId, members: Members) {
-        self.remote[shard.index()] = members;
-        self.credits[shard.index()] = 0;
     }
 
     /// A session joins, or changes its options. Tells whether it is new.
@@ -245,19 +333,66 @@ impl Group {
         }
     }
 
-    /// The member whose turn it is: round-robin among those online, among all where none is.
-    pub(crate) fn pick_member(&mut self) -> Option<Member> {
+    fn pick_index(
+        &mut self,
+        spread: u32,
+        roll: u64,
+        is_kept: bool,
+        load: impl Fn(SessionKey) -> usize,
+    ) -> Option<usize> {
         let count = if self.online > 0 { self.online as usize } else { self.members.len() };
         if count == 0 {
             return None;
         }
-        self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
-        Some(self.members[self.turn])
+        // Of members that are not there some can keep it, perhaps.
+        let picky = self.online == 0 && is_kept && self.durable > 0;
+        let takes = |member: &Member| !picky || member.durable;
+        let next = |at: usize| if at + 1 < count { at + 1 } else { 0 };
+        let members = &self.members[..count];
+        // From this one on the first that takes it; `picky` says that there is one.
+        let first_from = |start: usize| {
+            let mut at = start;
+            while !takes(&members[at]) {
+                at = next(at);
+            }
+            at
+        };
+        let by_turn = first_from(next(self.turn));
+        let picked = match self.strategy {
+            Strategy::RoundRobin => by_turn,
+            Strategy::Random => first_from((roll % count as u64) as usize),
+            Strategy::Sticky => {
+                let held = self.sticky.and_then(|held| self.places.get(&held));
+                let held = held.map(|at| *at as usize).filter(|at| *at < count);
+                held.filter(|at| takes(&members[*at])).unwrap_or(by_turn)
+            }
+            Strategy::HashClientId | Strategy::HashTopic => {
+                let of = |at: &usize| mix(members[*at].hash ^ mix(u64::from(spread)));
+                (0..count).filter(|at| takes(&members[*at])).max_by_key(of)?
+            }
+            Strategy::LeastInFlight => {
+                let around = (by_turn..count).chain(0..by_turn);
+                let all = around.filter(|at| takes(&members[*at]));
+                let mut least = (usize::MAX, by_turn);
+                for (load, at) in all.map(|at| (load(members[at].session), at)) {
+                    if load < least.0 {
+                        least = (load, at);
+                    }
+                    if load == 0 {
+                        break;
+                    }
+                }
+                least.1
+            }
+        };
+        self.turn = picked;
+        self.sticky = Some(members[picked].session);
+        Some(picked)
     }
 
     /// What the others should hear after a change here. Counts are weights, so they hear of them
     /// when one comes from or goes to zero, or has moved by an eighth.
-    pub(crate) fn take_news(&mut self) -> News {
+    pub(crate) fn take_news(&mut self, me: ShardId) -> News {
         if self.remote.is_empty() {
             return News::None;
         }
@@ -271,6 +406,7 @@ impl Group {
             return News::None;
         }
         self.announced = here;
+        self.settle_sticky(me);
         if from_zero { News::Raise(here) } else { News::Say(here) }
     }
 
@@ -284,20 +420,59 @@ impl Group {
         }
     }
 
-    fn pick_shard(&mut self, me: ShardId) -> Option<ShardId> {
+    /// The counts that weigh: of those online, of all where none is anywhere.
+    fn weigh(&self, here: Members) -> impl Fn(Members) -> u32 + use<> {
+        let by_online = here.online > 0 || self.is_online_elsewhere();
+        move |members| if by_online { members.online } else { members.all }
+    }
+
+    /// Each shard with its weight, this one with that of `here`; those with none are left out.
+    fn weights(&self, me: ShardId, here: Members) -> impl Iterator<Item = (usize, u32)> {
+        let weigh = self.weigh(here);
+        let of = move |(index, members): (usize, &Members)| {
+            (index, weigh(if index == me.index() { here } else { *members }))
+        };
+        self.remote.iter().enumerate().map(of).filter(|(_, weight)| *weight > 0)
+    }
+
+    fn pick_shard(&mut self, me: ShardId, spread: u32, roll: u64) -> Option<ShardId> {
         if self.remote.is_empty() {
             return (!self.members.is_empty()).then_some(me);
         }
+        match self.strategy {
+            Strategy::RoundRobin | Strategy::LeastInFlight => self.pick_in_turn(me),
+            Strategy::Random => {
+                let here = self.here();
+                let total: u64 = self.weights(me, here).map(|(_, weight)| u64::from(weight)).sum();
+                let mut at = roll.checked_rem(total)?;
+                let is_it = |(_, weight): &(usize, u32)| match at.checked_sub(u64::from(*weight)) {
+                    Some(rest) => {
+                        at = rest;
+                        false
+                    }
+                    None => true,
+                };
+                let picked = self.weights(me, here).find(is_it);
+                picked.map(|(index, _)| ShardId::new(index))
+            }
+            Strategy::Sticky => {
+                self.settle_sticky(me);
+                self.sticky_shard
+            }
+            Strategy::HashClientId | Strategy::HashTopic => self.pick_by_lot(me, spread),
+        }
+    }
+
+    /// Each shard gains its weight, the richest is picked and pays the sum: shares are exact and
+    /// interleaved.
+    fn pick_in_turn(&mut self, me: ShardId) -> Option<ShardId> {
         let here = self.here();
-        let by_online = here.online > 0 || self.is_online_elsewhere();
-        let weight = |members: Members| if by_online { members.online } else { members.all };
-        // Each shard gains its weight, the richest is picked and pays the sum: shares are exact
-        // and interleaved.
+        let weigh = self.weigh(here);
         let mut total = 0;
         let mut richest: Option<usize> = None;
         for (index, members) in self.remote.iter().enumerate() {
             let members = if index == me.index() { here } else { *members };
-            let gain = i64::from(weight(members));
+            let gain = i64::from(weigh(members));
             if gain == 0 {
                 self.credits[index] = 0;
                 continue;
@@ -311,5 +486,23 @@ impl Group {
         let picked = richest?;
         self.credits[picked] -= total;
         Some(ShardId::new(picked))
+    }
+
+    /// By weighted rendezvous, with the counts that all shards know.
+    fn pick_by_lot(&self, me: ShardId, spread: u32) -> Option<ShardId> {
+        let of = |(index, weight): (usize, u32)| (index, lot(index as u64 + 1, spread, weight));
+        let best = self.weights(me, self.announced).map(of).max_by(|a, b| a.1.total_cmp(&b.1));
+        best.map(|(index, _)| ShardId::new(index))
+    }
+
+    /// A sticky group holds a shard as long as that has members to weigh.
+    fn settle_sticky(&mut self, me: ShardId) {
+        if self.strategy != Strategy::Sticky || self.remote.is_empty() {
+            return;
+        }
+        let holds = |held: ShardId| self.weights(me, self.here()).any(|(i, _)| i == held.index());
+        if self.sticky_shard.is_none_or(|held| !holds(held)) {
+            self.sticky_shard = self.pick_by_lot(me, 0);
+        }
     }
 }

@@ -550,7 +550,9 @@ fn join(
     let durable = owner.is_durable() && subscription.options.qos > QoS::AtMostOnce;
     owner.subscriptions.shared.insert(group, ());
     let online = owner.conn.is_some();
-    broker.shared_subs.get_mut(group).join(Member { session, subscription, durable }, online);
+    let hash = broker.interest.topic_hash(&owner.client_id);
+    let member = Member { session, subscription, durable, hash };
+    broker.shared_subs.get_mut(group).join(member, online);
     broker.routing.forget_matches();
     tell_members(broker, group);
     record(broker, session, whole, subscription);
@@ -572,7 +574,7 @@ pub(crate) fn find_or_insert_group(broker: &mut Broker, key: &str, filter: &str)
 
 /// Says the members of a group to the others, if they should hear of them.
 fn tell_members(broker: &mut Broker, group: GroupId) {
-    let (members, raises) = match broker.shared_subs.get_mut(group).take_news() {
+    let (members, raises) = match broker.shared_subs.get_mut(group).take_news(broker.place.shard) {
         News::None => return,
         News::Say(members) => (members, false),
         News::Raise(members) => (members, true),

@@ -7,4 +7,5 @@ mod connecting;
 mod durable;
 mod publishing;
 mod resuming;
+mod sharing;
 mod wills;

@@ -110,7 +110,10 @@ pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failu
         .map_err(|error| StartError::new(format!("cannot get random numbers: {error}")))?;
     let common = Common {
         engine,
-        broker: broker_config(&config.limits, plan.shards()),
+        broker: broker::Config {
+            shared_strategies: config.shared_strategies.clone(),
+            ..broker_config(&config.limits, plan.shards())
+        },
         connect_timeout: config.limits.connect_timeout,
         placement: data.placement(),
         seed,

@@ -85,6 +85,8 @@ mod tests {
             ("[limits]\nreceive_maximum = 0", "n.toml:2:19: ", "nonzero"),
             ("[durability]\ndefault = \"power\"", "n.toml:2:11: ", "journal"),
             ("[[rule]]\nfilter = \"a/#/b\"", "n.toml:2:10: ", "topic filter"),
+            ("shared_strategy = \"fair\"", "n.toml:1:19: ", "least-in-flight"),
+            ("[[shared]]\ngroup = \"a\"", "n.toml:1:1: ", "missing field `strategy`"),
             ("[[listener]]\n", "n.toml:1:1: ", "missing field `address`"),
             ("io = ", "n.toml:1:", ""),
             ("io = \"auto\"\nio = \"auto\"", "n.toml:2:1: ", "duplicate"),

@@ -14,6 +14,7 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::broker::strategy::{self, Strategies};
 use crate::{io, limits};
 use raw::{Durability, LimitSettings, LogLevel, Settings};
 use units::{ByteSize, CpuList, Span};
@@ -44,6 +45,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Bounds.
     pub limits: Limits,
+    /// How the members of shared subscriptions share their messages.
+    pub shared_strategies: Strategies,
     /// What an acknowledgement promises where no rule says more.
     pub durability: Durability,
     /// What it promises by topic filter; the first that matches decides.
@@ -186,6 +189,14 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
         log_level: settings.log.level.unwrap_or_else(|| LogLevel("info".to_owned())),
         log_format: settings.log.format.unwrap_or_default(),
         limits: resolve_limits(&settings.limits)?,
+        shared_strategies: Strategies {
+            default: settings.shared_strategy.unwrap_or_default(),
+            rules: settings
+                .shared
+                .into_iter()
+                .map(|rule| strategy::Rule { group: rule.group, strategy: rule.strategy })
+                .collect(),
+        },
         durability: settings.durability.default.unwrap_or_default(),
         rules: settings
             .rule

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
 use super::{LogFormat, ShardCount};
+use crate::broker::strategy::Strategy;
 use crate::io;
 
 /// Everything that can be set. `None` means: not set by this source.
@@ -43,6 +44,13 @@ pub struct Settings {
     /// [default: false]
     #[arg(long, value_name = "BOOL", env = "NOCTULE_ALLOW_ANONYMOUS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_anonymous: Option<bool>,
+    /// How the members of a shared subscription share its messages: round-robin, random, sticky,
+    /// hash-client-id, hash-topic or least-in-flight [default: round-robin]
+    #[arg(long, value_name = "STRATEGY", env = "NOCTULE_SHARED_STRATEGY")]
+    pub shared_strategy: Option<Strategy>,
+    /// `[[shared]]`: the same by group; the first that fits decides.
+    #[arg(skip)]
+    pub shared: Vec<SharedSettings>,
     /// Written when the broker serves: pid, addresses, backend and shards, as JSON
     #[arg(long, value_name = "FILE", env = "NOCTULE_READY_FILE")]
     pub ready_file: Option<PathBuf>,
@@ -152,6 +160,17 @@ pub struct RuleSettings {
     pub durability: Option<Durability>,
 }
 
+/// One `[[shared]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedSettings {
+    /// The groups it is for: a ShareName, or with a slash `ShareName/filter`; `*` stands for any
+    /// characters.
+    pub group: String,
+    /// How their members share.
+    pub strategy: Strategy,
+}
+
 impl Settings {
     /// These settings, and `below` for what they do not set. Listeners are one setting: those
     /// given here replace all of those below.
@@ -170,6 +189,8 @@ impl Settings {
             io: self.io.or(below.io),
             data: self.data.or(below.data),
             allow_anonymous: self.allow_anonymous.or(below.allow_anonymous),
+            shared_strategy: self.shared_strategy.or(below.shared_strategy),
+            shared: if self.shared.is_empty() { below.shared } else { self.shared },
             ready_file: self.ready_file.or(below.ready_file),
             stats_file: self.stats_file.or(below.stats_file),
             log: LogSettings {
@@ -314,6 +335,7 @@ deserialize_from_text!(
     LogLevel,
     Durability,
     RuleFilter,
+    Strategy,
     ShardCount,
     io::Choice,
     LogFormat

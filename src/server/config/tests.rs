@@ -144,3 +144,16 @@ fn only_the_durability_that_is_kept_is_accepted() {
     let config = resolve(from_toml(text)).expect("holds");
     assert_eq!(config.rules, [Rule { filter: "a/#".to_owned(), durability: Durability::None }]);
 }
+
+#[test]
+fn strategies_of_shared_subscriptions() {
+    use crate::broker::strategy::{Rule, Strategy};
+    assert_eq!(resolve(from_toml("")).expect("holds").shared_strategies.rules, []);
+    let text = "shared_strategy = \"sticky\"\n[[shared]]\ngroup = \"a*\"\nstrategy = \"random\"\n";
+    let strategies = resolve(from_toml(text)).expect("holds").shared_strategies;
+    assert_eq!(strategies.default, Strategy::Sticky);
+    assert_eq!(strategies.rules, [Rule { group: "a*".into(), strategy: Strategy::Random }]);
+    let flags = from_flags(&["--shared-strategy", "least-in-flight"]);
+    let strategies = resolve(flags.or(from_toml(text))).expect("holds").shared_strategies;
+    assert_eq!((strategies.default, strategies.rules.len()), (Strategy::LeastInFlight, 1));
+}
