@@ -3,23 +3,15 @@
 use std::time::Duration;
 
 use noctule::codec::mqtt::{
-    Connect, ConnectProperties, Packet, PacketKind, QoS, ReasonCode, Version,
+    Connect, ConnectProperties, Packet, PacketKind, Publish, QoS, ReasonCode, Version,
 };
 
 use super::notation::packet;
-use super::support::packets::{connect, publish};
+use super::support::packets::{connect, lasting as session, publish};
 use super::support::{Broker, Wire, on_all, on_all_at_once};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 use Version::{V5, V31, V311};
-
-/// A CONNECT to a session that stays.
-fn session(version: Version, id: &str) -> Connect<'_> {
-    let expiry = (version == V5).then_some(300);
-    let properties =
-        ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::default() };
-    Connect { clean_start: false, properties, ..connect(version, id) }
-}
 
 fn resume(broker: &Broker, version: Version, id: &str) -> Wire {
     let mut wire = broker.connect();
@@ -439,5 +431,323 @@ fn resuming_with_a_smaller_window() {
             wire.take_publish("a", AtLeastOnce, &[number]);
         }
         wire.expect_nothing_before_ping();
+    });
+}
+
+/// A CONNECT with this expiry, to a session that may be there.
+fn expiring(id: &str, expiry: Option<u32>) -> Connect<'_> {
+    let properties =
+        ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::default() };
+    Connect { clean_start: false, properties, ..connect(V5, id) }
+}
+
+/// The expiry of the last CONNECT, or of the DISCONNECT behind it, is the one that counts; its time
+/// begins anew with each end of a connection.
+///
+/// v5: 3.1.2-5, 3.1.2-6, 3.1.2-23, 3.2.2-3, 4.1.0-1, 4.1.0-2
+/// family: 22, 23
+#[test]
+fn the_last_expiry_counts() {
+    on_all_at_once(
+        |builder| builder,
+        |broker, _| {
+            // Each visit: the expiry of CONNECT, and the DISCONNECT.
+            let never = Some(u32::MAX);
+            let table: [(&str, &[(Option<u32>, &str)], bool); 9] = [
+                ("absent at last", &[(never, "e0 00"), (None, "e0 00")], false),
+                ("0 at last", &[(never, "e0 00"), (Some(0), "e0 00")], false),
+                ("1 at last", &[(never, "e0 00"), (Some(1), "e0 00")], false),
+                ("never at last", &[(Some(1), "e0 00"), (never, "e0 00")], true),
+                ("nearly never", &[(Some(u32::MAX - 1), "e0 00")], true),
+                ("never by DISCONNECT", &[(Some(1), "e0 07 00 05 11 ffffffff")], true),
+                ("0 by DISCONNECT", &[(never, "e0 07 00 05 11 00000000")], false),
+                (
+                    "back to CONNECT's",
+                    &[(Some(1), "e0 07 00 05 11 00000064"), (Some(1), "e0 00")],
+                    false,
+                ),
+                (
+                    "from DISCONNECT's",
+                    &[(Some(1), "e0 07 00 05 11 00000064"), (Some(100), "e0 00")],
+                    true,
+                ),
+            ];
+            for (id, visits, _) in &table {
+                for (number, (expiry, last)) in visits.iter().enumerate() {
+                    let mut wire = broker.connect();
+                    assert_eq!(wire.handshake(expiring(id, *expiry)), number > 0, "{id}");
+                    wire.send_hex(last);
+                    wire.expect_closed();
+                }
+            }
+            // One that comes back each time before its three seconds are over.
+            for round in 0..4 {
+                let mut wire = broker.connect();
+                assert_eq!(wire.handshake(expiring("again", Some(3))), round > 0);
+                wire.send_hex("e0 00");
+                wire.expect_closed();
+                std::thread::sleep(Duration::from_millis(1200));
+            }
+            for (id, _, present) in &table {
+                let wire = &mut broker.connect();
+                assert_eq!(wire.handshake(expiring(id, None)), *present, "{id}");
+            }
+        },
+    );
+}
+
+/// Of a session whose time was over nothing is left, whoever asks for it first.
+///
+/// v5: 3.1.2-6, 4.1.0-2
+/// family: 23, 30
+#[test]
+fn nothing_is_left_of_a_session_that_expired() {
+    on_all_at_once(
+        |builder| builder,
+        |broker, _| {
+            let mut publisher = publisher(broker);
+            for number in 0..4 {
+                let id = format!("expires {number}");
+                let mut wire = broker.connect();
+                assert!(!wire.handshake(expiring(&id, Some(1))));
+                wire.subscribe("a", ExactlyOnce);
+                publisher.publish(publish("a", ExactlyOnce, b"open"));
+                let open = wire.expect_publish("a", ExactlyOnce, b"open").expect("an id").get();
+                wire.send_ack(PacketKind::PubRec, open);
+                wire.expect_ack(PacketKind::PubRel, open);
+                wire.send_bytes(&packet(0x34, "'up' 0005 {}"));
+                wire.expect_ack(PacketKind::PubRec, 5);
+                leave(wire);
+                publisher.publish(publish("a", AtLeastOnce, b"waits"));
+            }
+            broker.wait_for_count("broker", "sessions_ended", |count| count == 4);
+            for number in 0..4 {
+                let id = format!("expires {number}");
+                let mut wire = broker.connect();
+                assert!(!wire.handshake(expiring(&id, Some(60))));
+                publisher.publish(publish("a", AtLeastOnce, b"nobody's"));
+                wire.expect_nothing_before_ping();
+                wire.send_hex("62 02 0005");
+                wire.expect_hex("70 03 0005 92");
+                // Its own again.
+                wire.subscribe("a", AtLeastOnce);
+                publisher.publish(publish("a", AtLeastOnce, b"new"));
+                wire.take_publish("a", AtLeastOnce, b"new");
+                wire.unsubscribe("a");
+            }
+        },
+    );
+}
+
+/// A session lasts as long as its connection, whatever its time or the operator's cap would say.
+///
+/// v5: 4.1.0-1
+/// v3.1.1: 4.1.0-1, 4.1.0-2, 3.1.2-6
+/// v3.1: 3.1
+/// family: 23
+#[test]
+fn a_session_lasts_as_long_as_its_connection() {
+    on_all_at_once(
+        |builder| builder.arg("--session-expiry-max=1s"),
+        |broker, _| {
+            let mut publisher = publisher(broker);
+            let mut wires = Vec::new();
+            for version in [V31, V311, V5] {
+                for clean_start in [true, false] {
+                    let id = format!("stays {version:?} {clean_start}");
+                    let mut wire = broker.connect();
+                    wire.handshake(Connect { clean_start, ..session(version, &id) });
+                    wire.subscribe("a", ExactlyOnce);
+                    wires.push(wire);
+                }
+            }
+            publisher.publish(publish("a", ExactlyOnce, b"open"));
+            let mut ids = Vec::new();
+            for wire in &mut wires {
+                ids.push(wire.expect_publish("a", ExactlyOnce, b"open").expect("an id").get());
+            }
+            std::thread::sleep(Duration::from_millis(2500));
+            publisher.publish(publish("a", AtLeastOnce, b"later"));
+            for (wire, id) in wires.iter_mut().zip(ids) {
+                wire.take_publish("a", AtLeastOnce, b"later");
+                wire.send_ack(PacketKind::PubRec, id);
+                wire.expect_ack(PacketKind::PubRel, id);
+                wire.send_ack(PacketKind::PubComp, id);
+                wire.expect_nothing_before_ping();
+            }
+            assert_eq!(broker.count("broker", "sessions_ended"), 0);
+        },
+    );
+}
+
+/// A session of 3.1 or 3.1.1 that stays does so for ever, and so it does when 5.0 has had it and
+/// said so; what 5.0 says last ends it.
+///
+/// v5: 3.1.2-5, 4.1.0-2
+/// v3.1.1: 3.1.2-4, 3.1.2-6, 3.2.2-2, 3.2.2-3
+/// family: 18, 30
+#[test]
+fn how_long_each_version_keeps_a_session() {
+    on_all(|broker| {
+        for (round, old) in [V31, V311].into_iter().enumerate() {
+            let id = format!("kept {round}");
+            leave(begin(broker, old, &id));
+            leave(resume(broker, V311, &id));
+            let mut wire = broker.connect();
+            assert!(wire.handshake(expiring(&id, Some(u32::MAX))));
+            leave(wire);
+            leave(resume(broker, old, &id));
+            let mut wire = broker.connect();
+            assert!(wire.handshake(expiring(&id, None)));
+            leave(wire);
+            // 3.1.1 finds none, begins one, and ends it by starting clean.
+            leave(begin(broker, V311, &id));
+            let mut wire = broker.connect();
+            assert!(!wire.handshake(connect(V311, &id)));
+            leave(wire);
+            leave(begin(broker, V311, &id));
+        }
+    });
+}
+
+/// Retained messages are nobody's session: they stay when the session of their publisher ends, and
+/// when that of a subscriber does.
+///
+/// v3.1.1: 3.1.2-7
+/// v3.1: 2.1
+/// family: 59
+#[test]
+fn retained_messages_are_of_no_session() {
+    on_all(|broker| {
+        for version in [V31, V311, V5] {
+            let topic = format!("kept {version:?}");
+            let mut wire = broker.connect();
+            wire.handshake(connect(version, "publisher"));
+            wire.subscribe("other", AtMostOnce);
+            let message = Publish { retain: true, ..publish(&topic, AtLeastOnce, b"kept") };
+            wire.publish(message);
+            wire.reset();
+            for end in ["e0 00", "00 00"] {
+                let mut wire = broker.connect();
+                wire.handshake(connect(version, "subscriber"));
+                wire.subscribe(&topic, AtLeastOnce);
+                assert_eq!(wire.take_publish(&topic, AtLeastOnce, b"kept"), (false, true));
+                wire.send_hex(end);
+                let _ = wire.next_within(Duration::from_secs(10));
+            }
+        }
+    });
+}
+
+/// Everything in its order after a reconnect: what was sent and not acknowledged, then what waited,
+/// then what is new, whatever part of it each connection takes.
+///
+/// v5: 4.4.0-1, 4.5.0-1, 4.6.0-5, 4.6.0-6
+/// v3.1.1: 4.4.0-1, 4.5.0-1, 4.6.0-1, 4.6.0-6
+/// v3.1: 4.3
+/// family: 38, 41, 55
+#[test]
+fn order_across_reconnects() {
+    const COUNT: u8 = 60;
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V31, V311, V5] {
+            for qos in [AtLeastOnce, ExactlyOnce] {
+                let id = format!("order {version:?} {qos:?}");
+                let mut wire = begin(broker, version, &id);
+                wire.subscribe("a", qos);
+                let mut sent = 0..COUNT;
+                let mut send = |count| {
+                    for number in sent.by_ref().take(count) {
+                        publisher.publish(publish("a", qos, &[number]));
+                    }
+                };
+                send(10);
+                let mut first_new = 0;
+                let mut done = 0;
+                while done < COUNT {
+                    // Half of what is open is finished, from the front.
+                    let mut open = Vec::new();
+                    for number in done..done + 10 {
+                        let Packet::Publish(got) = wire.recv() else { panic!("a PUBLISH") };
+                        assert_eq!((got.payload, got.qos), (&[number][..], qos));
+                        assert_eq!(got.dup, number < first_new, "{number}");
+                        open.push(got.packet_id.expect("an id").get());
+                    }
+                    first_new = done + 10;
+                    let finished = if first_new == COUNT { 10 } else { 5 };
+                    for id in &open[..finished] {
+                        match qos {
+                            AtLeastOnce => wire.send_ack(PacketKind::PubAck, *id),
+                            _ => {
+                                wire.send_ack(PacketKind::PubRec, *id);
+                                wire.expect_ack(PacketKind::PubRel, *id);
+                                wire.send_ack(PacketKind::PubComp, *id);
+                            }
+                        }
+                    }
+                    wire.expect_nothing_before_ping();
+                    done += finished as u8;
+                    // Two wait, three come live.
+                    wire.finish();
+                    wire.expect_closed();
+                    send(2);
+                    wire = resume(broker, version, &id);
+                    send(3);
+                }
+                wire.expect_nothing_before_ping();
+                wire.unsubscribe("a");
+            }
+        }
+    });
+}
+
+/// An identifier is not used again while it is live, on whichever connection it was given.
+///
+/// v5: 2.2.1-4, 4.3.2-1, 4.3.3-1
+/// v3.1.1: 2.3.1-4, 4.3.2-1, 4.3.3-1
+/// family: 44
+#[test]
+fn live_identifiers_outlive_the_connection() {
+    on_all(|broker| {
+        let mut publisher = publisher(broker);
+        for version in [V311, V5] {
+            let id = format!("ids {version:?}");
+            let mut wire = begin(broker, version, &id);
+            wire.subscribe("a", ExactlyOnce);
+            let mut live = Vec::new();
+            for round in 0..6_u8 {
+                for number in 0..3 {
+                    publisher.publish(publish("a", ExactlyOnce, &[round, number]));
+                    let id = wire.expect_publish("a", ExactlyOnce, &[round, number]);
+                    let id = id.expect("an id").get();
+                    assert!(!live.contains(&id), "{id} is in use");
+                    live.push(id);
+                }
+                // The middle one is released, the last one finished, the first one stays.
+                let last = live.pop().expect("three");
+                wire.send_ack(PacketKind::PubRec, last);
+                wire.expect_ack(PacketKind::PubRel, last);
+                wire.send_ack(PacketKind::PubComp, last);
+                let middle = live[live.len() - 1];
+                wire.send_ack(PacketKind::PubRec, middle);
+                wire.expect_ack(PacketKind::PubRel, middle);
+                wire.finish();
+                wire.expect_closed();
+                wire = resume(broker, version, &id);
+                let mut again: Vec<_> = (0..live.len())
+                    .map(|_| match wire.recv() {
+                        Packet::Publish(got) => got.packet_id.expect("an id").get(),
+                        Packet::PubRel(ack) => ack.packet_id.get(),
+                        other => panic!("{other:?}"),
+                    })
+                    .collect();
+                again.sort();
+                let mut expected = live.clone();
+                expected.sort();
+                assert_eq!(again, expected);
+            }
+            wire.unsubscribe("a");
+        }
     });
 }
