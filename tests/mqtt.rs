@@ -22,10 +22,14 @@ mod expiry;
 mod flow_control;
 #[path = "mqtt/limits.rs"]
 mod limits;
+#[path = "mqtt/logs.rs"]
+mod logs;
 #[path = "mqtt/malformed.rs"]
 mod malformed;
 #[path = "mqtt/notation.rs"]
 mod notation;
+#[path = "mqtt/pairs.rs"]
+mod pairs;
 #[path = "mqtt/publish.rs"]
 mod publish;
 #[path = "mqtt/qos.rs"]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use noctule::codec::mqtt::{Connect, ConnectProperties, Packet, PacketKind, Publish, QoS, Version};
 
 use super::notation::packet;
-use super::support::packets::{connect, publish};
+use super::support::packets::{connect, lasting, publish};
 use super::support::{Broker, Next, Wire, on_all};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
@@ -241,5 +241,220 @@ fn what_a_member_leaves_behind_moves_on() {
         one.expect_closed();
         let all: BTreeSet<_> = (0..3_u8).map(|number| vec![number]).collect();
         assert_eq!(gather(&mut [two], 3), all);
+    });
+}
+
+/// Each member gets what it is chosen for at its own granted QoS.
+///
+/// v5: 4.8.2-3, 3.8.4-8
+/// family: 73
+#[test]
+fn each_member_has_its_own_qos() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for granted in [AtMostOnce, AtLeastOnce, ExactlyOnce] {
+            for sent in [AtMostOnce, AtLeastOnce, ExactlyOnce] {
+                let mut other = online(broker, V5, "other");
+                let mut wire = online(broker, V5, &format!("member {granted:?} {sent:?}"));
+                for member in [&mut other, &mut wire] {
+                    member.subscribe("$share/g/a", granted);
+                }
+                for _ in 0..6 {
+                    publisher.publish(publish("a", sent, b"x"));
+                }
+                let mut came = 0;
+                let deadline = std::time::Instant::now() + Duration::from_secs(15);
+                while came < 6 {
+                    assert!(std::time::Instant::now() < deadline, "{came} have come");
+                    for member in [&mut wire, &mut other] {
+                        if let Next::Frame(frame) = member.next_within(Duration::from_millis(1)) {
+                            assert_eq!(frame[0], 0x30 | (sent.min(granted) as u8) << 1);
+                            came += 1;
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A QoS 2 message that was sent to a member is that member's: its delivery is completed when it is
+/// back, and nobody else gets it, whatever happens meanwhile.
+///
+/// v5: 4.8.2-4, 4.4.0-1
+/// family: 73, 74
+#[test]
+fn a_qos_2_message_waits_for_its_member() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for round in 0..4 {
+            let (id, topic) = (format!("first {round}"), format!("a/{round}"));
+            let filter = format!("$share/g/{topic}");
+            let mut wire = broker.connect();
+            wire.handshake(lasting(V5, &id));
+            wire.subscribe(&filter, ExactlyOnce);
+            let mut ids = Vec::new();
+            for number in 0..3_u8 {
+                publisher.publish(publish(&topic, ExactlyOnce, &[number]));
+                ids.push(wire.expect_publish(&topic, ExactlyOnce, &[number]).expect("an id").get());
+            }
+            wire.send_ack(PacketKind::PubRec, ids[1]);
+            wire.expect_ack(PacketKind::PubRel, ids[1]);
+            let mut other = online(broker, V5, &format!("second {round}"));
+            other.subscribe(&filter, ExactlyOnce);
+            wire.finish();
+            wire.expect_closed();
+            publisher.publish(publish(&topic, ExactlyOnce, b"next"));
+            other.take_publish(&topic, ExactlyOnce, b"next");
+            let mut wire = broker.connect();
+            assert!(wire.handshake(lasting(V5, &id)));
+            wire.expect_ack(PacketKind::PubRel, ids[1]);
+            wire.send_ack(PacketKind::PubComp, ids[1]);
+            for number in [0_u8, 2] {
+                assert_eq!(wire.take_publish(&topic, ExactlyOnce, &[number]), (true, false));
+            }
+            wire.expect_nothing_before_ping();
+            other.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// When the session of the member ends instead, its QoS 2 messages that were sent end with it;
+/// those that were not sent yet move on.
+///
+/// v5: 4.8.2-5
+/// family: 73
+#[test]
+fn a_qos_2_message_ends_with_its_member() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for round in 0..4 {
+            let topic = format!("a/{round}");
+            let filter = format!("$share/g/{topic}");
+            let mut wire = broker.connect();
+            let base = lasting(V5, "first");
+            let properties = ConnectProperties { receive_maximum: Some(2), ..base.properties };
+            wire.handshake(Connect { properties, ..base });
+            wire.subscribe(&filter, ExactlyOnce);
+            for number in 0..4_u8 {
+                publisher.publish(publish(&topic, ExactlyOnce, &[number]));
+            }
+            for number in 0..2_u8 {
+                wire.expect_publish(&topic, ExactlyOnce, &[number]);
+            }
+            wire.expect_nothing_before_ping();
+            let mut other = online(broker, V5, &format!("second {round}"));
+            other.subscribe(&filter, ExactlyOnce);
+            // The session ends with this.
+            wire.send_hex("e0 07 00 05 11 00000000");
+            wire.expect_closed();
+            for number in 2..4_u8 {
+                other.take_publish(&topic, ExactlyOnce, &[number]);
+            }
+            publisher.publish(publish(&topic, ExactlyOnce, b"next"));
+            other.take_publish(&topic, ExactlyOnce, b"next");
+            other.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// A QoS 2 message that its receiver refuses is discarded as well.
+///
+/// v5: 4.8.2-6, 4.3.3-4
+/// family: 43, 73
+#[test]
+fn a_refused_qos_2_message_is_discarded() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        let mut one = online(broker, V5, "one");
+        one.subscribe("$share/g/a", ExactlyOnce);
+        for reason in [0x80, 0x97] {
+            publisher.publish(publish("a", ExactlyOnce, b"refused"));
+            let id = one.expect_publish("a", ExactlyOnce, b"refused").expect("an id").get();
+            let mut two = online(broker, V5, "two");
+            two.subscribe("$share/g/a", ExactlyOnce);
+            let [high, low] = id.to_be_bytes();
+            one.send_bytes(&[0x50, 3, high, low, reason]);
+            one.expect_nothing_before_ping();
+            one.unsubscribe("$share/g/a");
+            publisher.publish(publish("a", ExactlyOnce, b"next"));
+            two.take_publish("a", ExactlyOnce, b"next");
+            two.expect_nothing_before_ping();
+            one.expect_nothing_before_ping();
+            two.unsubscribe("$share/g/a");
+            one.subscribe("$share/g/a", ExactlyOnce);
+        }
+    });
+}
+
+/// A group is its ShareName and its filter, character by character: another name, another filter,
+/// is another group, and each gets the message.
+///
+/// v5: 4.8.2-1, 4.8.2-2, 3.10.4-1
+/// family: 72, 73
+#[test]
+fn groups_are_told_apart() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        let filters =
+            ["$share/g/a/b", "$share/G/a/b", "$share/g/a/+", "$share/g/#", "$share/\u{fc} $/a/b"];
+        let mut members: Vec<_> = filters
+            .iter()
+            .enumerate()
+            .map(|(number, filter)| {
+                let mut wire = online(broker, V5, &format!("member {number}"));
+                wire.subscribe(filter, AtLeastOnce);
+                wire
+            })
+            .collect();
+        publisher.publish(publish("a/b", AtLeastOnce, b"x"));
+        for member in &mut members {
+            member.take_publish("a/b", AtLeastOnce, b"x");
+            member.expect_nothing_before_ping();
+        }
+        members[0]
+            .send_bytes(&packet(0xa2, "0001 {} '$share/G/a/b' '$share/g/a/+' '$share/g/a/b'"));
+        members[0].expect_bytes(&packet(0xb0, "0001 {} 11 11 00"));
+        publisher.publish(publish("a/b", AtLeastOnce, b"y"));
+        members[0].expect_nothing_before_ping();
+        for member in &mut members[1..] {
+            member.take_publish("a/b", AtLeastOnce, b"y");
+            member.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// Topics that begin with $ are matched in a group as they are outside, and the group's own name is
+/// no part of what is matched.
+///
+/// v5: 4.7.2-1, 3.3.2-3
+/// family: 64, 72
+#[test]
+fn matching_in_groups() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        for (number, (filter, topics)) in [
+            ("#", &["a", "a/b"][..]),
+            ("+", &["a"]),
+            ("a/#", &["a", "a/b"]),
+            ("+/b", &["a/b"]),
+            ("$x/#", &["$x/b"]),
+            ("$x/+", &["$x/b"]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut wire = online(broker, V5, &format!("member {number}"));
+            wire.subscribe(&format!("$share/g/{filter}"), AtMostOnce);
+            wire.subscribe("$end", AtMostOnce);
+            for topic in ["a", "a/b", "$x/b", "$end"] {
+                publisher.publish(publish(topic, AtMostOnce, topic.as_bytes()));
+            }
+            for topic in topics.iter().chain(&["$end"]) {
+                wire.expect_publish(topic, AtMostOnce, topic.as_bytes());
+            }
+            wire.send_hex("e0 00");
+            wire.expect_closed();
+        }
     });
 }
