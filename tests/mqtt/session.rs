@@ -451,9 +451,10 @@ fn the_last_expiry_counts() {
     on_all_at_once(
         |builder| builder,
         |broker, _| {
-            // Each visit: the expiry of CONNECT, and the DISCONNECT.
+            /// The expiry of CONNECT, and the DISCONNECT.
+            type Visit = (Option<u32>, &'static str);
             let never = Some(u32::MAX);
-            let table: [(&str, &[(Option<u32>, &str)], bool); 9] = [
+            let table: [(&str, &[Visit], bool); 9] = [
                 ("absent at last", &[(never, "e0 00"), (None, "e0 00")], false),
                 ("0 at last", &[(never, "e0 00"), (Some(0), "e0 00")], false),
                 ("1 at last", &[(never, "e0 00"), (Some(1), "e0 00")], false),
