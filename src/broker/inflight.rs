@@ -81,6 +81,13 @@ impl Outbound {
         self.exchanges.len()
     }
 
+    /// As if so many exchanges had been begun in all; no fewer than there were.
+    #[cfg(test)]
+    pub(crate) fn skip_to(&mut self, next: u64) {
+        assert!(next >= self.next);
+        self.next = next;
+    }
+
     /// Whether every exchange is on the present connection, so that a new one may begin.
     #[inline]
     pub(crate) fn is_resent(&self) -> bool {

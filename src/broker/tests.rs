@@ -4,6 +4,7 @@
 mod aliases;
 mod bounds;
 mod connecting;
+mod delivery;
 mod durable;
 mod publishing;
 mod resuming;

@@ -1,0 +1,112 @@
+//! What does it cost to give a publication to its subscribers, and what do Topic Aliases save?
+//!
+//! `cargo bench --bench deliver`. The broker alone, without sockets: a PUBLISH is handled, and the
+//! outboxes are emptied. Quote medians of an idle machine, and ratios within one run; the bytes are
+//! exact.
+#![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "criterion's macros")]
+#![allow(clippy::print_stdout, reason = "the bytes are a result")]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use noctule::broker::{Accepted, Broker, Config, Frame};
+use noctule::clock::Time;
+use noctule::codec::mqtt::{self, Connect, ConnectProperties, Packet, Side, Version};
+use noctule::ids::{ConnId, PlacementKey, ShardId};
+use std::hint::black_box;
+
+const NOW: Time = Time::from_nanos(1_000_000_000);
+/// 40 bytes.
+const TOPIC: &str = "plant/7/line/3/machine/41/temperature/av";
+
+fn conn(index: u32) -> ConnId {
+    ConnId { index, generation: 1 }
+}
+
+/// Handles one frame, as bytes.
+fn handle(broker: &mut Broker, conn: ConnId, frame: &[u8]) {
+    let packet = mqtt::decode(frame, broker.version_of(conn), Side::Server).expect("a packet");
+    let frame = Frame { len: frame.len(), shared: None };
+    let _ = broker.handle_packet(NOW, conn, &packet, frame);
+}
+
+/// Empties the outboxes; how many bytes were in them.
+fn flush(broker: &mut Broker) -> usize {
+    let mut sent = 0;
+    let mut dirty = std::mem::take(&mut broker.out.dirty.conns);
+    for conn in dirty.drain(..) {
+        let outbox = broker.outbox(conn);
+        let len = outbox.len();
+        outbox.clear();
+        broker.handle_sent(NOW, conn, len);
+        sent += len;
+    }
+    broker.out.dirty.conns = dirty;
+    sent
+}
+
+fn connect(broker: &mut Broker, index: u32, aliases: Option<u16>) {
+    broker.handle_open(NOW, conn(index), Accepted { at: NOW, listener: 0, peer: None });
+    let properties =
+        ConnectProperties { topic_alias_maximum: aliases, ..ConnectProperties::default() };
+    let connect = Connect {
+        version: Version::V5,
+        bridge: false,
+        clean_start: true,
+        keep_alive: 0,
+        client_id: &format!("client-{index}"),
+        user_name: None,
+        password: None,
+        will: None,
+        properties,
+    };
+    let mut frame = Vec::new();
+    Packet::Connect(connect).encode(Version::V5, &mut frame);
+    handle(broker, conn(index), &frame);
+}
+
+/// A publisher, connection 0, and so many subscribers of everything.
+fn world(subscribers: u32, aliases: Option<u16>) -> Broker {
+    let mut broker = Broker::new(Config::default(), ShardId::new(0), 1, PlacementKey(1), 1);
+    connect(&mut broker, 0, None);
+    for index in 1..=subscribers {
+        connect(&mut broker, index, aliases);
+        handle(&mut broker, conn(index), b"\x82\x07\x00\x01\x00\x00\x01#\x00");
+    }
+    flush(&mut broker);
+    broker
+}
+
+fn publish(topic: &str) -> Vec<u8> {
+    let body = 2 + topic.len() + 1 + 20;
+    let mut frame = vec![0x30, body as u8, 0, topic.len() as u8];
+    frame.extend_from_slice(topic.as_bytes());
+    frame.push(0);
+    frame.extend_from_slice(&[0x55; 20]);
+    frame
+}
+
+fn deliver(c: &mut Criterion) {
+    let mut group = c.benchmark_group("deliver");
+    for (subscribers, topics) in [(1, 1), (1, 8), (1, 32), (100, 1), (100, 8)] {
+        for aliases in [None, Some(10)] {
+            let mut broker = world(subscribers, aliases);
+            let frames: Vec<Vec<u8>> =
+                (0..topics).map(|n| publish(&TOPIC.replace("41", &format!("{n:02}")))).collect();
+            let mut next = frames.iter().cycle();
+            let mut one = || {
+                handle(&mut broker, conn(0), next.next().expect("a cycle"));
+                flush(&mut broker)
+            };
+            let bytes: usize = (0..3200).map(|_| one()).sum();
+            let each = bytes as f64 / 3200.0 / f64::from(subscribers);
+            let name = format!("to {subscribers}, {topics} topics, aliases {aliases:?}");
+            println!("{name}: {each:.2} bytes a message");
+            group.throughput(Throughput::Elements(u64::from(subscribers)));
+            group.bench_function(name, |bench| bench.iter(|| black_box(one())));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, deliver);
+criterion_main!(benches);
