@@ -7,7 +7,7 @@ use noctule::codec::mqtt::{
 };
 
 use super::support::packets::{connect, publish};
-use super::support::{Broker, Wire, combinations, on_all};
+use super::support::{Broker, Next, Wire, combinations, on_all};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 use Version::{V5, V31, V311};
@@ -264,6 +264,52 @@ fn the_memory_budget() {
         wire.subscribe("kept/+", AtMostOnce);
         wire.expect_publish("kept/0", AtMostOnce, b"kept again");
         wire.expect_nothing_before_ping();
+        broker.stop();
+    }
+}
+
+/// Over the memory budget an older client cannot be told: the exchange is not acknowledged, and the
+/// connection is closed. What makes room is always accepted.
+///
+/// v3.1.1: 4.8.0-2
+#[test]
+fn the_memory_budget_of_older_clients() {
+    for combination in combinations() {
+        let broker = Broker::build(combination).arg("--memory-budget=2MiB").start();
+        let payload = vec![b'x'; 100_000];
+        for (version, qos) in [(V31, AtLeastOnce), (V311, AtLeastOnce), (V311, ExactlyOnce)] {
+            let mut wire = online(&broker, version, "publisher");
+            let ack = if qos == AtLeastOnce { 0x40 } else { 0x50 };
+            let mut acknowledged = 0;
+            for number in 1..=60_u16 {
+                let topic = format!("kept/{number}");
+                let message = Publish {
+                    retain: true,
+                    packet_id: noctule::codec::mqtt::PacketId::new(number),
+                    ..publish(&topic, qos, &payload)
+                };
+                let mut bytes = Vec::new();
+                Packet::Publish(message).encode(version, &mut bytes);
+                // It may close while this is being sent.
+                if wire.try_send_bytes(&bytes).is_err() {
+                    break;
+                }
+                match wire.next_within(Duration::from_secs(10)) {
+                    Next::Frame(frame) => {
+                        assert_eq!((frame[0], frame[1]), (ack, 2), "{combination}");
+                        acknowledged += 1;
+                    }
+                    Next::Closed => break,
+                    Next::Silence => panic!("{combination}: neither acknowledged nor closed"),
+                }
+            }
+            assert!(acknowledged < 60, "{combination}: all was kept");
+            let mut wire = online(&broker, version, "publisher");
+            for number in 1..=60_u16 {
+                let topic = format!("kept/{number}");
+                wire.publish(Publish { retain: true, ..publish(&topic, AtLeastOnce, b"") });
+            }
+        }
         broker.stop();
     }
 }
