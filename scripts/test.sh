@@ -62,6 +62,10 @@ stage_conformance() {
 # Every test of tests/ that no other stage runs, so that none is forgotten.
 stage_blackbox() {
     need_packages strace:strace
+    # The report of `noctule compare` is looked at in a browser.
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+        command -v google-chrome >/dev/null ||
+        need_packages chromium-headless-shell:chromium-headless-shell
     local file name tests=()
     for file in tests/*.rs tests/*/main.rs; do
         name=${file#tests/}

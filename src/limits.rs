@@ -197,6 +197,21 @@ pub const BENCH_DRAIN: Duration = Duration::from_secs(30);
 /// How long closing may take.
 pub const BENCH_GOODBYE: Duration = Duration::from_secs(2);
 
+/// Sets of runs that are compared: as many as there are colours that can be told apart.
+pub const COMPARE_SETS_MAX: usize = 8;
+/// Runs in one set.
+pub const COMPARE_RUNS_MAX: usize = 2000;
+/// Folders below the given one in which runs are looked for.
+pub const COMPARE_FOLDER_DEPTH_MAX: usize = 4;
+/// Largest file of a run that is read, in bytes.
+pub const COMPARE_FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Runs of each side from which on a difference is called one.
+pub const COMPARE_VERDICT_RUNS_MIN: usize = 3;
+/// Resamplings of a bootstrap.
+pub const COMPARE_RESAMPLES: usize = 4000;
+/// Points of a curve over time; a longer run is drawn by groups of seconds.
+pub const COMPARE_POINTS_MAX: usize = 240;
+
 const _: () = {
     assert!(RECV_BUFFERS.is_power_of_two() && RECV_BUFFERS <= 32_768, "a provided-buffer ring");
     assert!(RING_ENTRIES.is_power_of_two());

@@ -1,6 +1,7 @@
 //! Real client libraries against a real broker, on every combination: each connects, passes
 //! messages of all three QoS around, and meets retained messages, Wills and a session that outlives
-//! its connection.
+//! its connection. Beside them stands the public reader of our histograms, which is installed in
+//! the same way.
 //!
 //! Python and JavaScript have their scenarios in their own language (`tests/clients/`), and
 //! `scripts/test.sh clients` installs what they need. A client that is not installed is a visible
@@ -75,6 +76,55 @@ fn paho_python() {
         return skip("paho_python", "target/clients/venv is missing: scripts/test.sh clients");
     }
     on_all(|broker| run_script(&python, "tests/clients/paho_python.py", broker.addr()));
+}
+
+/// No client: the public reader of the interval logs that `noctule bench --out` writes, which finds
+/// in them what was recorded.
+#[test]
+fn hdrhistogram_python() {
+    use noctule::bench::record::histogram;
+    use noctule::bench::run::{RunFolder, Series};
+
+    let python = file("target/clients/venv/bin/python3");
+    if !python.exists() {
+        return skip(
+            "hdrhistogram_python",
+            "target/clients/venv is missing: scripts/test.sh clients",
+        );
+    }
+    let temp = tempfile::tempdir().expect("a temporary folder");
+    let folder = RunFolder::create(temp.path()).expect("an empty folder");
+    let mut log =
+        folder.interval_log(Series::Latency, Duration::from_secs(1_795_260_000)).expect("a log");
+    let mut expected = Vec::new();
+    for second in 0..4u64 {
+        let mut values = histogram();
+        // From nanoseconds to most of an hour; the last interval is empty.
+        for value in (1..=5000u64).filter(|_| second < 3) {
+            values.record(value * value * 10u64.pow(2 * second as u32)).expect("within bounds");
+        }
+        log.write(Duration::from_secs(second), Duration::from_secs(1), &values).expect("write");
+        expected.push(values);
+    }
+    let output = Command::new(&python)
+        .arg(file("tests/clients/hdrhistogram_python.py"))
+        .arg(temp.path().join("latency.hlog"))
+        .output()
+        .expect("start Python");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("it speaks JSON");
+    let read: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("it speaks JSON")).collect();
+    assert_eq!(read.len(), expected.len(), "{text}");
+    for (second, (read, written)) in read.iter().zip(&expected).enumerate() {
+        let at = |key: &str| read[key].as_u64();
+        assert_eq!(at("count"), Some(written.len()), "{read}");
+        assert_eq!(at("p50"), Some(written.value_at_quantile(0.5)), "{read}");
+        assert_eq!(at("p99"), Some(written.value_at_quantile(0.99)), "{read}");
+        assert_eq!(at("max"), Some(written.max()), "{read}");
+        let start = read["start"].as_f64().expect("a time in ms");
+        assert_eq!(start as u64, 1_795_260_000_000 + 1000 * second as u64, "{read}");
+    }
 }
 
 #[test]

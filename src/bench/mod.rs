@@ -12,6 +12,7 @@
 //! always shown; when the generator was the bottleneck it says so.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 mod driver;
 mod pace;
 pub mod process;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compare;
 mod connect;
 mod connection;
 mod doctor;
@@ -46,6 +47,8 @@ enum Command {
     Rr(Box<rr::RrFlags>),
     /// Put a load on a broker and say what it cost
     Bench(bench::Flags),
+    /// Hold runs of bench against each other
+    Compare(compare::Flags),
     /// Try what the broker needs of this machine, and say what to do about the rest
     Doctor(doctor::Flags),
 }
@@ -57,6 +60,7 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(flags)) => serve::run(*flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::Bench(flags)) => bench::run(flags),
+        Some(Command::Compare(flags)) => compare::run(&flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),
         Some(Command::Rr(flags)) => rr::run(&flags),

@@ -13,6 +13,7 @@ use base64::Engine as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogIterator, IntervalLogWriterBuilder, IntervalLogWriterError, LogEntry,
+    LogIteratorError,
 };
 use hdrhistogram::serialization::{Deserializer, V2DeflateSerializeError, V2DeflateSerializer};
 
@@ -115,39 +116,34 @@ impl std::fmt::Debug for Interval {
     }
 }
 
-/// Reads the intervals of a log without a tag.
+/// Reads the intervals of a log that have no tag, one after the other: a histogram is large.
 ///
 /// # Errors
 /// Says what is wrong, by line.
-pub fn parse(text: &str) -> Result<Vec<Interval>, String> {
+pub fn parse(text: &str, mut visit: impl FnMut(Interval)) -> Result<(), String> {
     // The line that is being written when a run is killed.
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let mut intervals = Vec::new();
+    let mut number = 0;
     let mut deserializer = Deserializer::new();
     for entry in IntervalLogIterator::new(whole.as_bytes()) {
-        let entry = entry.map_err(|error| {
-            let hdrhistogram::serialization::interval_log::LogIteratorError::ParseError { offset } =
-                error;
+        let entry = entry.map_err(|LogIteratorError::ParseError { offset }| {
             format!("line {} is no interval", whole[..offset].matches('\n').count() + 1)
         })?;
         let LogEntry::Interval(interval) = entry else { continue };
         if interval.tag().is_some() {
             continue;
         }
-        let number = intervals.len() + 1;
+        number += 1;
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(interval.encoded_histogram())
             .map_err(|error| format!("interval {number} is not base64: {error}"))?;
         let histogram = deserializer
             .deserialize(&mut bytes.as_slice())
             .map_err(|error| format!("interval {number} is no histogram: {error}"))?;
-        intervals.push(Interval {
-            since_start: interval.start_timestamp(),
-            length: interval.duration(),
-            histogram,
-        });
+        let (since_start, length) = (interval.start_timestamp(), interval.duration());
+        visit(Interval { since_start, length, histogram });
     }
-    Ok(intervals)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -170,6 +166,11 @@ mod tests {
         (temp, path)
     }
 
+    fn all_of(text: &str) -> Result<Vec<Interval>, String> {
+        let mut intervals = Vec::new();
+        parse(text, |interval| intervals.push(interval)).map(|()| intervals)
+    }
+
     #[test]
     fn what_was_written_is_read() {
         let (_temp, path) = log();
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!(lines[3], "#[StartTime: 5.500 (seconds since epoch), 1970-01-01T00:00:05Z]");
         assert!(lines[4].starts_with("\"StartTimestamp\",\"Interval_Length\""));
         assert!(lines[6].starts_with("1.000,1.000,2000895.000,HISTFAAA"), "{}", lines[6]);
-        let intervals = parse(&text).unwrap();
+        let intervals = all_of(&text).unwrap();
         assert_eq!(intervals.len(), 4);
         assert_eq!(intervals[1].since_start, Duration::from_secs(1));
         assert_eq!(intervals[1].histogram.len(), 1000);
@@ -193,18 +194,18 @@ mod tests {
         let (_temp, path) = log();
         let text = std::fs::read_to_string(path).unwrap();
         let cut = &text[..text.trim_end().len() - 10];
-        assert_eq!(parse(cut).unwrap().len(), 3);
-        assert!(parse("").unwrap().is_empty());
+        assert_eq!(all_of(cut).unwrap().len(), 3);
+        assert!(all_of("").unwrap().is_empty());
     }
 
     #[test]
     fn what_is_wrong_is_said_by_its_place() {
         let (_temp, path) = log();
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(parse("#x\nhello\n").unwrap_err(), "line 2 is no interval");
+        assert_eq!(all_of("#x\nhello\n").unwrap_err(), "line 2 is no interval");
         let broken = text.replacen("HISTFAAA", "HIST!AAA", 1);
-        assert!(parse(&broken).unwrap_err().starts_with("interval 1 is not base64"));
+        assert!(all_of(&broken).unwrap_err().starts_with("interval 1 is not base64"));
         let broken = text.replacen("HISTFAAA", "AAAAFAAA", 1);
-        assert!(parse(&broken).unwrap_err().starts_with("interval 1 is no histogram"));
+        assert!(all_of(&broken).unwrap_err().starts_with("interval 1 is no histogram"));
     }
 }

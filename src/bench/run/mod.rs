@@ -17,6 +17,7 @@
 pub mod environment;
 pub mod interval_log;
 pub mod percentiles;
+pub mod read;
 pub mod summary;
 
 use std::fs;
