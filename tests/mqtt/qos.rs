@@ -77,7 +77,7 @@ fn new_messages() {
 /// PUBLISHes; after PUBACK the same identifier is a new message, whatever its DUP says.
 ///
 /// v5: 2.2.1-5, 3.3.1-3, 3.3.4-1, 4.3.2-4, 4.3.2-5, 4.3.3-8
-/// v3.1.1: 2.3.1-6, 3.3.1-3, 3.3.4-1, 4.3.2-2, 4.3.3-2
+/// v3.1.1: 2.3.1-6, 3.3.1-3, 3.3.4-1, 4.3.2-2, 4.3.3-2, 7.0.0-2
 /// v3.1: 3.3, 4.1
 /// family: 38
 #[test]

@@ -531,3 +531,54 @@ fn subscription_identifiers() {
         }
     });
 }
+
+/// What was queued for a subscription before it was given up is delivered, behind what was under
+/// way.
+///
+/// v5: 3.10.4-3
+/// family: 75
+#[test]
+fn what_is_queued_outlives_its_subscription() {
+    on_all(|broker| {
+        let mut publisher = online(broker, V311, "publisher");
+        let properties = ConnectProperties { receive_maximum: Some(1), ..Default::default() };
+        let mut wire = broker.connect();
+        wire.handshake(Connect { properties, ..connect(V5, "narrow") });
+        wire.subscribe("a", AtLeastOnce);
+        publisher.publish(publish("a", AtLeastOnce, b"sent"));
+        let id = wire.expect_publish("a", AtLeastOnce, b"sent").expect("an id").get();
+        publisher.publish(publish("a", AtLeastOnce, b"queued"));
+        broker.wait_for_count("broker", "messages_queued", |count| count == 1);
+        wire.unsubscribe("a");
+        publisher.publish(publish("a", AtLeastOnce, b"never"));
+        wire.send_ack(PacketKind::PubAck, id);
+        assert_eq!(wire.take_publish("a", AtLeastOnce, b"queued"), (false, false));
+        wire.expect_nothing_before_ping();
+    });
+}
+
+/// The longest topic and the longest filter there can be, of 65,535 bytes, live and retained.
+///
+/// v5: 4.7.3-3
+/// v3.1.1: 4.7.3-3
+#[test]
+fn the_longest_topics() {
+    let topic = format!("{}\u{fc}/x", "t".repeat(65_531));
+    let filter = format!("{}\u{fc}/#", "t".repeat(65_531));
+    assert_eq!((topic.len(), filter.len()), (65_535, 65_535));
+    on_all(|broker| {
+        for version in [V31, V311, V5] {
+            let mut wire = online(broker, version, "long");
+            wire.subscribe(&topic, AtLeastOnce);
+            wire.subscribe(&filter, AtLeastOnce);
+            wire.publish(Publish { retain: true, ..publish(&topic, AtMostOnce, b"kept") });
+            assert_eq!(wire.take_publish(&topic, AtMostOnce, b"kept"), (false, false));
+            wire.subscribe(&topic, AtLeastOnce);
+            assert_eq!(wire.take_publish(&topic, AtMostOnce, b"kept"), (false, true));
+            wire.unsubscribe(&filter);
+            wire.unsubscribe(&topic);
+            wire.publish(Publish { retain: true, ..publish(&topic, AtMostOnce, b"") });
+            wire.expect_nothing_before_ping();
+        }
+    });
+}

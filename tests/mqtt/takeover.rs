@@ -306,7 +306,7 @@ impl Kept {
 /// what is under way in both directions: PUBREL first, then each PUBLISH with DUP under its
 /// identifier; what the client had published is not published again.
 ///
-/// v5: 3.1.2-5, 3.1.4-3, 3.3.1-1, 4.3.3-5, 4.3.3-6, 4.3.3-10, 4.4.0-1
+/// v5: 3.1.2-5, 3.1.4-3, 3.3.1-1, 3.14.2-2, 4.3.3-5, 4.3.3-6, 4.3.3-10, 4.4.0-1
 /// v3.1.1: 3.1.2-4, 3.1.4-2, 2.3.1-3, 3.3.1-1, 4.3.3-1, 4.3.3-2, 4.4.0-1, 4.6.0-1
 /// v3.1: 3.1, 3.6, 4.1, 4.2
 /// family: 36, 38, 40, 41, 55

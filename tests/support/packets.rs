@@ -162,6 +162,8 @@ impl Wire {
             match self.recv() {
                 Packet::Disconnect(disconnect) => {
                     assert_eq!(disconnect.reason, reason, "{disconnect:?}");
+                    // [MQTT-3.14.2-2]
+                    assert_eq!(disconnect.session_expiry_interval, None);
                 }
                 other => panic!("expected DISCONNECT, got {other:?}"),
             }
