@@ -22,14 +22,22 @@ pub const PACKET_SIZE_DEFAULT: usize = 2 * 1024 * 1024;
 pub const PACKET_SIZE_LEAST: usize = 1024;
 /// The range's other end: the largest packet that MQTT can express, rounded up.
 pub const PACKET_SIZE_MAX: usize = 256 * 1024 * 1024;
-/// Largest packet accepted before CONNECT has been accepted, in bytes: bounds what a stranger can
+/// Largest CONNECT accepted by default, fixed header included, in bytes: bounds what a stranger can
 /// make the broker hold.
-pub const CONNECT_SIZE_MAX: usize = 128 * 1024;
+pub const CONNECT_SIZE_DEFAULT: usize = 128 * 1024;
+/// The least that can be configured instead; the most is [`PACKET_SIZE_MAX`].
+pub const CONNECT_SIZE_LEAST: usize = 256;
 /// How long a connection may take to send its CONNECT.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Levels of a topic name or filter.
+/// Bytes of a topic name or filter: what MQTT can express, and the default of what is accepted.
+pub const TOPIC_BYTES_MAX: usize = 65_535;
+/// Most levels that a topic name can have, by its length: the default of what is accepted.
+pub const TOPIC_NAME_LEVELS_MAX: usize = TOPIC_BYTES_MAX + 1;
+/// Levels of a topic filter, whatever is configured.
 pub const TOPIC_LEVELS_MAX: usize = 128;
+/// Bytes of a Server Reference: it has to fit into the packets of small clients.
+pub const SERVER_REFERENCE_BYTES_MAX: usize = 1024;
 /// Sessions, connected or not, for the whole broker: an unfinished one may last for ever.
 pub const SESSIONS_MAX: usize = 1_000_000;
 /// Subscriptions of one session.
@@ -218,5 +226,6 @@ const _: () = {
     assert!(MATCH_CACHE_LEN.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
     assert!(STOP_WAIT.as_secs() > 2 * SHUTDOWN_FLUSH.as_secs());
-    assert!(CONNECT_SIZE_MAX <= PACKET_SIZE_DEFAULT);
+    assert!(CONNECT_SIZE_DEFAULT <= PACKET_SIZE_DEFAULT);
+    assert!(CONNECT_SIZE_LEAST <= PACKET_SIZE_LEAST);
 };

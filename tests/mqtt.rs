@@ -12,6 +12,8 @@
 mod alias;
 #[path = "mqtt/answers.rs"]
 mod answers;
+#[path = "mqtt/capabilities.rs"]
+mod capabilities;
 #[path = "mqtt/connack.rs"]
 mod connack;
 #[path = "mqtt/connect.rs"]

@@ -270,11 +270,19 @@ impl Broker {
     pub(crate) fn answer_publish(&mut self, conn: ConnId, change: Option<u64>, answer: Parked) {
         let Some(state) = self.conns.get_mut(conn) else { return };
         if change.is_none() && state.parked == 0 {
-            self.send_parked(conn, &answer);
+            self.send_parked(conn, &answer, "");
             return;
         }
         state.parked += 1;
         self.changes.park(change.unwrap_or(0), conn, answer);
+    }
+
+    /// The same for a refused one, with words for people unless it has to wait.
+    pub(crate) fn answer_refused(&mut self, conn: ConnId, answer: Parked, why: &str) {
+        match self.conns.get(conn) {
+            Some(state) if state.parked == 0 => self.send_parked(conn, &answer, why),
+            _ => self.answer_publish(conn, None, answer),
+        }
     }
 
     /// Everything parked whose change is committed. A publication that has to wait for a lane
@@ -304,13 +312,13 @@ impl Broker {
                     self.write_encoded(conn, &bytes);
                     self.resume(now, conn);
                 }
-                answer => self.send_parked(conn, &answer),
+                answer => self.send_parked(conn, &answer, ""),
             }
         }
     }
 
     /// Writes an answer. Only to the connection that asked, as long as it is the session's.
-    fn send_parked(&mut self, conn: ConnId, answer: &Parked) {
+    fn send_parked(&mut self, conn: ConnId, answer: &Parked, why: &str) {
         if self.conns.state(conn) != Some(State::Online) {
             return;
         }
@@ -329,7 +337,17 @@ impl Broker {
         if is_over && let Some(state) = self.conns.get_mut(conn) {
             state.inbound_used = state.inbound_used.saturating_sub(1);
         }
-        self.write(conn, &packet);
+        if why.is_empty() {
+            self.write(conn, &packet);
+            return;
+        }
+        let said = |ack: Ack<'static>| Ack { reason_string: Some(why), ..ack };
+        let said = match packet {
+            Packet::PubAck(ack) => Packet::PubAck(said(ack)),
+            Packet::PubRec(ack) => Packet::PubRec(said(ack)),
+            other => other,
+        };
+        self.write_explained(conn, &said, &packet);
     }
 
     fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {
@@ -368,6 +386,6 @@ impl Broker {
         let receivers = self.route(now, &publication);
         self.messages.give_back(message, stored);
         let reason = self.receipt(conn, receivers);
-        self.send_parked(conn, &Parked::PubRec(packet_id, reason));
+        self.send_parked(conn, &Parked::PubRec(packet_id, reason), "");
     }
 }

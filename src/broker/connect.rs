@@ -20,6 +20,7 @@ use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
 use super::change::{Parked, Record};
 use super::conn::State;
+use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
 use super::timers::Due;
 use super::will::Will;
@@ -37,6 +38,7 @@ pub(crate) struct Connecting {
     topic_alias_maximum: u16,
     packet_size_max: u32,
     problem_information: bool,
+    response_information: bool,
     will: Option<Box<Will>>,
     /// What CONNACK says, once that is known.
     session_present: bool,
@@ -91,11 +93,16 @@ impl Broker {
         let Some(conn) = self.conns.get_mut(id) else { return Step::Close };
         conn.set_version(connect.version);
         conn.packet_size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        conn.problem_information = connect.properties.request_problem_information.unwrap_or(true);
         let Some(accepted) = conn.cold.as_ref().map(|cold| cold.accepted) else {
             return Step::Close;
         };
-        if let Err(reason) = self.check_connect(connect) {
+        if let Some(reason) = self.config.refers_always() {
+            self.stats.connects_referred += 1;
             return self.refuse(now, id, reason);
+        }
+        if let Err(refusal) = self.check_connect(connect) {
+            return self.refuse_saying(now, id, refusal.reason, &refusal.why);
         }
         let request = ConnectRequest {
             conn: id,
@@ -150,7 +157,7 @@ impl Broker {
     }
 
     /// What a CONNECT may not ask of this server.
-    fn check_connect(&self, connect: &Connect<'_>) -> Result<(), ReasonCode> {
+    fn check_connect(&mut self, connect: &Connect<'_>) -> Result<(), Refusal> {
         let may_be_empty = match connect.version {
             Version::V31 => false,
             // [MQTT-3.1.3-8 of 3.1.1]: without an id there is no state to come back to.
@@ -158,25 +165,17 @@ impl Broker {
             Version::V5 => self.config.assign_client_ids,
         };
         if connect.client_id.is_empty() && !may_be_empty {
-            return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID);
+            return Err(ReasonCode::CLIENT_IDENTIFIER_NOT_VALID.into());
         }
-        if let Some(will) = &connect.will {
-            // [MQTT-3.2.2-12], [MQTT-3.2.2-13]
-            if will.qos > self.config.maximum_qos {
-                return Err(ReasonCode::QOS_NOT_SUPPORTED);
-            }
-            if will.retain && !self.config.retain_available {
-                return Err(ReasonCode::RETAIN_NOT_SUPPORTED);
-            }
-        }
+        self.config.check_connect(&mut self.stats, connect)?;
         // A bridge that is taken as one relies on not getting back what it brought, and on the
         // publisher's RETAIN. We have neither for 3.x: refused, it comes back as a plain client.
         if connect.bridge {
-            return Err(ReasonCode::UNSUPPORTED_PROTOCOL_VERSION);
+            return Err(ReasonCode::UNSUPPORTED_PROTOCOL_VERSION.into());
         }
         // [MQTT-4.12.0-1]: no method is supported yet.
         if connect.properties.authentication_method.is_some() {
-            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD);
+            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD.into());
         }
         Ok(())
     }
@@ -201,6 +200,7 @@ impl Broker {
             topic_alias_maximum: properties.topic_alias_maximum.unwrap_or(0),
             packet_size_max: properties.maximum_packet_size.unwrap_or(u32::MAX),
             problem_information: properties.request_problem_information.unwrap_or(true),
+            response_information: properties.request_response_information.unwrap_or(false),
             will: connect.will.as_ref().map(|will| Box::new(Will::new(will, &self.messages))),
             session_present: false,
         }
@@ -267,7 +267,7 @@ impl Broker {
     /// The older connection of a client is told [MQTT-3.1.4-3] and closed; its Will is judged.
     fn take_over(&mut self, now: Time, old: ConnId, clean_start: bool) {
         self.stats.takeovers += 1;
-        self.write_disconnect(old, ReasonCode::SESSION_TAKEN_OVER);
+        self.write_disconnect(old, ReasonCode::SESSION_TAKEN_OVER, "", None);
         self.leave(now, old, Leaving::TakenOver { clean_start });
     }
 
@@ -334,10 +334,17 @@ impl Broker {
         let expiry_secs = self.sessions.get(key).map_or(0, |session| session.expiry_secs);
         let keep_alive_secs = self.keep_alive_of(connecting.keep_alive_secs);
         self.conns.set_state(id, State::Online);
+        // [MQTT-3.1.2-28]
+        let response_information = match connecting.response_information {
+            true => self.config.response_information_for(&connecting.client_id),
+            false => None,
+        };
+        let mut properties = self.connack_properties(&connecting, expiry_secs, keep_alive_secs);
+        properties.response_information = response_information.as_deref();
         let connack = ConnAck {
             session_present: connecting.session_present,
             reason: ReasonCode::SUCCESS,
-            properties: self.connack_properties(&connecting, expiry_secs, keep_alive_secs),
+            properties,
         };
         if !self.write(id, &Packet::ConnAck(connack)) {
             // It cannot take even this [MQTT-3.1.2-24].
@@ -405,9 +412,21 @@ impl Broker {
 
     /// A refused CONNECT: its CONNACK, then the end. There is no session, and no Will.
     fn refuse(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.refuse_saying(now, id, reason, "")
+    }
+
+    /// The same, with words for people.
+    fn refuse_saying(&mut self, now: Time, id: ConnId, reason: ReasonCode, why: &str) -> Step {
         self.stats.connects_refused += 1;
-        let properties = ConnAckProperties::default();
-        self.write(id, &Packet::ConnAck(ConnAck { session_present: false, reason, properties }));
+        let server_reference = self.config.server_reference(reason).map(str::to_owned);
+        let server_reference = server_reference.as_deref();
+        let connack = |reason_string| {
+            let properties =
+                ConnAckProperties { reason_string, server_reference, ..Default::default() };
+            Packet::ConnAck(ConnAck { session_present: false, reason, properties })
+        };
+        let said = Some(why).filter(|why| !why.is_empty());
+        self.write_explained(id, &connack(said), &connack(None));
         self.close_silently(now, id)
     }
 
@@ -421,7 +440,7 @@ impl Broker {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.set_version(version);
                 }
-                self.refuse(now, id, error.reason)
+                self.refuse_saying(now, id, error.reason, &error.to_string())
             }
             None => self.close_silently(now, id),
         }
@@ -467,14 +486,35 @@ impl Broker {
 
     /// A rule was broken by a packet that is well-formed in itself.
     pub(crate) fn protocol_error(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.protocol_error_saying(now, id, &reason.into())
+    }
+
+    /// The same, with words for people.
+    pub(crate) fn protocol_error_saying(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        refusal: &Refusal,
+    ) -> Step {
         self.stats.protocol_errors += 1;
-        self.disconnect(now, id, reason)
+        self.disconnect_saying(now, id, refusal.reason, &refusal.why)
     }
 
     /// Ends a connection with a reason, for those who can be told [MQTT-4.13.1-1].
     pub(crate) fn disconnect(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
+        self.disconnect_saying(now, id, reason, "")
+    }
+
+    /// The same, with words for people.
+    pub(crate) fn disconnect_saying(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        reason: ReasonCode,
+        why: &str,
+    ) -> Step {
         self.stats.disconnects_by_broker += 1;
-        self.write_disconnect(id, reason);
+        self.write_disconnect(id, reason, why, None);
         self.leave(now, id, Leaving::Lost);
         Step::Close
     }
@@ -485,11 +525,20 @@ impl Broker {
         Step::Close
     }
 
-    fn write_disconnect(&mut self, id: ConnId, reason: ReasonCode) {
+    fn write_disconnect(
+        &mut self,
+        id: ConnId,
+        reason: ReasonCode,
+        why: &str,
+        server_reference: Option<&str>,
+    ) {
         let Some(conn) = self.conns.get(id) else { return };
         // Never before CONNACK [MQTT-3.14.0-1], and 3.x servers have no such packet.
         if conn.state == State::Online && conn.version() == Version::V5 {
-            self.write(id, &Packet::Disconnect(Disconnect::new(reason)));
+            let reason_string = Some(why).filter(|why| !why.is_empty());
+            let bare = Disconnect { server_reference, ..Disconnect::new(reason) };
+            let said = Disconnect { reason_string, ..bare };
+            self.write_explained(id, &Packet::Disconnect(said), &Packet::Disconnect(bare));
         }
     }
 
@@ -650,8 +699,9 @@ impl Broker {
 
     /// The end of the broker (SHARDS.md section 7).
     pub(super) fn on_shutdown(&mut self, now: Time) {
+        let (reason, server_reference) = self.config.farewell();
         for id in self.conns.ids() {
-            self.write_disconnect(id, ReasonCode::SERVER_SHUTTING_DOWN);
+            self.write_disconnect(id, reason, "", server_reference.as_deref());
             self.leave(now, id, Leaving::Shutdown);
         }
     }

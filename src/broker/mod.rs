@@ -8,7 +8,8 @@
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
-//! (outbound, with `variant` and `alias`), `subscribe`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
+//! (outbound, with `variant` and `alias`), `subscribe`; what the operator allows is in `policy`.
+//! Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
@@ -28,6 +29,7 @@ pub(crate) mod interest;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
+pub(crate) mod policy;
 mod publish;
 pub(crate) mod queue;
 pub(crate) mod replay;
@@ -62,6 +64,7 @@ use crate::limits;
 
 pub use auth::{Auth, Decision};
 pub use change::Change;
+pub use policy::{Refer, Referral};
 pub use stats::Stats;
 
 /// What the operator decides about MQTT. Defaults are [`limits`]'.
@@ -77,8 +80,20 @@ pub struct Config {
     pub subscription_identifiers: bool,
     /// Whether shared subscriptions are supported.
     pub shared_subscriptions: bool,
+    /// Whether a payload has to be UTF-8 when its Payload Format Indicator says so.
+    pub payload_format_check: bool,
+    /// Response Information, in which `{client_id}` stands for the client's.
+    pub response_information: Option<String>,
+    /// Another server, and when clients are sent there.
+    pub referral: Option<Referral>,
+    /// Largest CONNECT accepted, fixed header included, in bytes.
+    pub connect_size_max: usize,
     /// Largest packet accepted after CONNECT, fixed header included, in bytes.
     pub maximum_packet_size: u32,
+    /// Longest Topic Name or Topic Filter, in bytes.
+    pub topic_bytes_max: usize,
+    /// Their most levels; a filter has no more than [`limits::TOPIC_LEVELS_MAX`] in any case.
+    pub topic_levels_max: usize,
     /// QoS 1 and 2 publications that a client may have unacknowledged.
     pub receive_maximum: u16,
     /// QoS 1 and 2 messages that we have unacknowledged towards one client, whatever it allows.
@@ -91,7 +106,8 @@ pub struct Config {
     pub topic_aliases_out_max: u16,
     /// Longest session expiry interval granted, in seconds; `u32::MAX` is "for ever".
     pub session_expiry_max_secs: u32,
-    /// Longest keep alive granted, in seconds; 0 is "no cap".
+    /// Longest keep alive granted, in seconds; 0 is "no cap". A 3.x client that asks for more is
+    /// refused.
     pub keep_alive_max_secs: u16,
     /// Whether a 3.1.1 or 5.0 client may leave the client id to us.
     pub assign_client_ids: bool,
@@ -120,7 +136,13 @@ impl Default for Config {
             wildcard_subscriptions: true,
             subscription_identifiers: true,
             shared_subscriptions: true,
+            payload_format_check: false,
+            response_information: None,
+            referral: None,
+            connect_size_max: limits::CONNECT_SIZE_DEFAULT,
             maximum_packet_size: limits::PACKET_SIZE_DEFAULT as u32,
+            topic_bytes_max: limits::TOPIC_BYTES_MAX,
+            topic_levels_max: limits::TOPIC_NAME_LEVELS_MAX,
             receive_maximum: limits::RECEIVE_MAXIMUM,
             in_flight_max: limits::IN_FLIGHT_MAX,
             topic_alias_maximum: limits::TOPIC_ALIAS_MAX,
@@ -414,7 +436,9 @@ impl Broker {
         self.stats.count_decode_error(error);
         match self.conns.state(conn) {
             Some(conn::State::Opened) => self.refuse_undecoded(now, conn, error),
-            Some(conn::State::Online) => self.disconnect(now, conn, error.reason),
+            Some(conn::State::Online) => {
+                self.disconnect_saying(now, conn, error.reason, &error.to_string())
+            }
             _ => self.close_silently(now, conn),
         }
     }
@@ -522,7 +546,7 @@ impl Broker {
     pub fn packet_size_max(&self, conn: ConnId) -> usize {
         match self.conns.state(conn) {
             Some(conn::State::Online) => self.config.maximum_packet_size as usize,
-            _ => limits::CONNECT_SIZE_MAX.min(self.config.maximum_packet_size as usize),
+            _ => self.config.connect_size_max.min(self.config.maximum_packet_size as usize),
         }
     }
 

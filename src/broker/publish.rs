@@ -19,6 +19,7 @@ use super::conn::Alias;
 use super::deliver::{Memo, Publication};
 use super::inflight::Held;
 use super::message::{Payload, STORED_OVERHEAD};
+use super::policy::Refusal;
 use super::session::SessionKey;
 use super::{Broker, Frame, Step, Wait, memory, route};
 
@@ -40,8 +41,11 @@ impl Broker {
         publish: &Publish<'_>,
         frame: Frame<'_>,
     ) -> Step {
-        if let Err(reason) = self.check_publish(publish) {
-            return self.protocol_error(now, conn, reason);
+        let config = &self.config;
+        if let Err(refusal) =
+            config.check_capabilities(&mut self.stats, publish.qos, publish.retain)
+        {
+            return self.protocol_error_saying(now, conn, &refusal);
         }
         let Some(alias) = publish.properties.topic_alias else {
             return self.publish_to(now, conn, publish, publish.topic, frame);
@@ -58,17 +62,6 @@ impl Broker {
             *slot = Some(known);
         }
         step
-    }
-
-    /// What the server does not support [MQTT-3.2.2-11], [MQTT-3.2.2-14].
-    fn check_publish(&self, publish: &Publish<'_>) -> Result<(), ReasonCode> {
-        if publish.qos > self.config.maximum_qos {
-            return Err(ReasonCode::QOS_NOT_SUPPORTED);
-        }
-        if publish.retain && !self.config.retain_available {
-            return Err(ReasonCode::RETAIN_NOT_SUPPORTED);
-        }
-        Ok(())
     }
 
     /// The topic that an alias stands for, after this packet (3.3.2.3.4).
@@ -136,7 +129,7 @@ impl Broker {
         }
         self.count_in(publish.qos);
         if let Some(refusal) = self.refusal(key, publish, topic, frame) {
-            return self.refuse_publish(now, conn, key, publish, refusal);
+            return self.refuse_publish(now, conn, key, publish, &refusal);
         }
         self.accept_publish(now, conn, key, publish, topic, frame);
         Step::Next
@@ -149,21 +142,27 @@ impl Broker {
         publish: &Publish<'_>,
         topic: &str,
         frame: Frame<'_>,
-    ) -> Option<ReasonCode> {
+    ) -> Option<Refusal> {
+        let message = (topic, &publish.properties, publish.payload);
+        if let Err(refusal) =
+            self.config.check_message(&mut self.stats, message.0, message.1, message.2)
+        {
+            return Some(refusal);
+        }
         let is_kept = publish.qos > QoS::AtMostOnce || publish.retain;
         let size = if is_kept { topic.len() + frame.len + STORED_OVERHEAD } else { 0 };
         // What clears a retained message gives memory back.
         let is_clear = publish.retain && publish.payload.is_empty();
         let has_room = self.messages.bytes() + size <= self.config.memory_budget;
         if !(is_clear && has_room) && memory::is_short_for(self, topic, publish.retain, size) {
-            return Some(ReasonCode::QUOTA_EXCEEDED);
+            return Some(ReasonCode::QUOTA_EXCEEDED.into());
         }
         if is_reserved(topic) {
-            return Some(ReasonCode::TOPIC_NAME_INVALID);
+            return Some(ReasonCode::TOPIC_NAME_INVALID.into());
         }
         let session = self.sessions.get(key)?;
         let allowed = self.auth.may_publish(&session.client_id, topic);
-        (!allowed).then_some(ReasonCode::NOT_AUTHORIZED)
+        (!allowed).then(|| ReasonCode::NOT_AUTHORIZED.into())
     }
 
     /// A refused publication: 5.0 has a code for it. Before, there is only the positive answer
@@ -174,10 +173,14 @@ impl Broker {
         conn: ConnId,
         key: SessionKey,
         publish: &Publish<'_>,
-        reason: ReasonCode,
+        refusal: &Refusal,
     ) -> Step {
+        let Refusal { reason, ref why, ends } = *refusal;
         let is_ours = reason == ReasonCode::QUOTA_EXCEEDED;
         let Some(id) = publish.packet_id else {
+            if ends {
+                return self.disconnect_saying(now, conn, reason, why);
+            }
             match is_ours {
                 true => self.stats.dropped_memory += 1,
                 false => self.stats.dropped_not_authorized += 1,
@@ -186,21 +189,18 @@ impl Broker {
         };
         self.stats.publishes_refused += 1;
         let is_v5 = self.version(conn) == Version::V5;
-        if !is_v5 && is_ours {
+        if !is_v5 && (is_ours || ends) {
             return self.disconnect(now, conn, reason);
         }
         if publish.qos == QoS::AtLeastOnce {
             self.use_slot(conn, key, id, Held::No);
-            self.answer_publish(conn, None, Parked::PubAck(id, reason));
+            self.answer_refused(conn, Parked::PubAck(id, reason), why);
         } else {
             // With an error the exchange is over; 3.x goes through all of it.
             let held = if is_v5 { Held::No } else { Held::Present };
             self.use_slot(conn, key, id, held);
-            self.answer_publish(
-                conn,
-                None,
-                Parked::PubRec(id, if is_v5 { reason } else { ReasonCode::SUCCESS }),
-            );
+            let reason = if is_v5 { reason } else { ReasonCode::SUCCESS };
+            self.answer_refused(conn, Parked::PubRec(id, reason), why);
         }
         Step::Next
     }

@@ -56,6 +56,22 @@ stats! {
     connects_refused_sessions,
     /// Of those, Wills that the memory budget had no room for.
     connects_refused_memory,
+    /// Of those, clients that were sent to another server.
+    connects_referred,
+    /// CONNECTs of 3.x that asked for a longer keep alive than they may.
+    refused_keep_alive,
+    /// Publications and Wills at a higher QoS than is supported.
+    refused_maximum_qos,
+    /// Publications and Wills to be retained, where nothing is.
+    refused_retain,
+    /// Subscriptions with an identifier, wildcard or ShareName that is not supported.
+    refused_subscription_kind,
+    /// Subscriptions beyond those that one session may have.
+    refused_subscriptions_max,
+    /// Topics that are too long or have too many levels: of publications, Wills, subscriptions.
+    refused_topic,
+    /// Publications and Wills whose payload is not the UTF-8 that they say it is.
+    refused_payload_format,
     /// Connections closed because a newer one took their session.
     takeovers,
     /// Connections closed because a newer one was there already.

@@ -11,6 +11,7 @@
 //! its filter's interest; a filter is in the tree exactly while somebody here or elsewhere has it.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,7 @@ use crate::limits::{DEFERRED_PER_TICK, FILTERS_PER_PACKET_MAX, REPLAY_PIECES_PER
 use super::change::{Parked, Record};
 use super::entry::Interest as Change;
 use super::interest::{Announced, Key, Wanted};
+use super::policy::Refusal;
 use super::replay::{self, Running};
 use super::session::{Session, SessionKey};
 use super::shared_sub::{GroupId, Member, News};
@@ -144,6 +146,8 @@ struct Waiting {
     session: SessionKey,
     packet_id: PacketId,
     codes: Vec<u8>,
+    /// Words for the first filter that was refused.
+    why: Option<Cow<'static, str>>,
     beginnings: Vec<Beginning>,
 }
 
@@ -180,7 +184,14 @@ pub(crate) fn on_subscribe(
     let Some(session) = broker.conns.get(conn).and_then(|conn| conn.session) else {
         return Step::Close;
     };
+    if broker.version_of(conn) == Some(Version::V5)
+        && let Err(refusal) = broker.config.check_subscribe(packet)
+    {
+        broker.stats.refused_subscription_kind += 1;
+        return broker.protocol_error_saying(now, conn, &refusal);
+    }
     let mut codes = Vec::new();
+    let mut why: Option<Refusal> = None;
     let mut beginnings = Vec::new();
     let mut barrier = 0;
     for line in packet.filters.iter().take(FILTERS_PER_PACKET_MAX) {
@@ -199,11 +210,16 @@ pub(crate) fn on_subscribe(
                 barrier = barrier.max(number);
                 subscription.options.qos as u8
             }
-            Err(reason) => reason.0,
+            Err(refusal) => {
+                let code = refusal.reason.0;
+                why = why.or(Some(refusal));
+                code
+            }
         });
     }
     codes.resize(packet.filters.count(), ReasonCode::QUOTA_EXCEEDED.0);
-    let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, beginnings };
+    let why = why.map(|refusal| refusal.why);
+    let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, why, beginnings };
     if broker.interest.is_applied(barrier) {
         return match finish(broker, now, waiting) {
             Acked::Now => Step::Next,
@@ -229,24 +245,30 @@ fn judge<'a>(
     session: SessionKey,
     line: &SubscribeFilter<'a>,
     id: Option<u32>,
-) -> Result<(Filter<'a>, Subscription), ReasonCode> {
-    let filter = check_filter(line.filter).map_err(|_| ReasonCode::TOPIC_FILTER_INVALID)?;
-    if filter.share_name.is_some() && !broker.config.shared_subscriptions {
-        return Err(ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
+) -> Result<(Filter<'a>, Subscription), Refusal> {
+    let filter = check_filter(line.filter).map_err(|error| Refusal {
+        why: format!("a Topic Filter is invalid: {error}").into(),
+        ..ReasonCode::TOPIC_FILTER_INVALID.into()
+    })?;
+    if let Err(refusal) = broker.config.check_filter_size(filter) {
+        broker.stats.refused_topic += 1;
+        return Err(refusal);
     }
-    if !broker.config.wildcard_subscriptions && has_wildcard(filter.filter) {
-        return Err(ReasonCode::WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED);
-    }
-    if id.is_some() && !broker.config.subscription_identifiers {
-        return Err(ReasonCode::SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED);
+    if let Err(refusal) = broker.config.check_filter_kind(filter) {
+        broker.stats.refused_subscription_kind += 1;
+        return Err(refusal);
     }
     let owner = broker.sessions.get(session).ok_or(ReasonCode::UNSPECIFIED_ERROR)?;
     if !broker.auth.may_subscribe(&owner.client_id, filter.filter) {
-        return Err(ReasonCode::NOT_AUTHORIZED);
+        return Err(ReasonCode::NOT_AUTHORIZED.into());
     }
-    let held = &owner.subscriptions;
-    if held.len() >= broker.config.subscriptions_max && !holds(broker, held, line.filter, filter) {
-        return Err(ReasonCode::QUOTA_EXCEEDED);
+    let (held, most) = (&owner.subscriptions, broker.config.subscriptions_max);
+    if held.len() >= most && !holds(broker, held, line.filter, filter) {
+        broker.stats.refused_subscriptions_max += 1;
+        return Err(Refusal {
+            why: format!("a session may have {most} subscriptions").into(),
+            ..ReasonCode::QUOTA_EXCEEDED.into()
+        });
     }
     let qos = line.options.qos.min(broker.config.maximum_qos);
     let options = SubscriptionOptions { qos, ..line.options };
@@ -430,7 +452,7 @@ enum Acked {
 /// The subscriptions begin, SUBACK leaves (unless the connection is another one now), and behind
 /// it come the retained messages.
 fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
-    let Waiting { conn, session, packet_id, codes, beginnings } = waiting;
+    let Waiting { conn, session, packet_id, codes, why, beginnings } = waiting;
     let mut replays = Vec::new();
     for beginning in &beginnings {
         let is_new = begin(broker, now, session, beginning);
@@ -449,7 +471,11 @@ fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
     }
     let mut acked = Acked::Now;
     if broker.conns.get(conn).is_some_and(|conn| conn.session == Some(session)) {
-        acked = acknowledge(broker, conn, session, &Packet::SubAck(SubAck::new(packet_id, &codes)));
+        let bare = SubAck::new(packet_id, &codes);
+        let reason_string = why.as_deref().filter(|why| !why.is_empty());
+        let said = Packet::SubAck(SubAck { reason_string, ..bare });
+        let suback = if broker.may_explain(conn, &said) { said } else { Packet::SubAck(bare) };
+        acked = acknowledge(broker, conn, session, &suback);
     }
     // Mostly there is little to replay: what fits goes out with the SUBACK.
     for (index, filter) in replays.into_iter().enumerate() {

@@ -6,6 +6,7 @@ mod bounds;
 mod connecting;
 mod delivery;
 mod durable;
+mod policy;
 mod publishing;
 mod resuming;
 mod sharing;

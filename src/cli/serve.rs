@@ -56,6 +56,7 @@ fn start(flags: Flags, greet: bool) -> ExitCode {
         Err(error) => return fail(EXIT_USAGE, error),
     };
     logging::init(&config.log_level, config.log_format);
+    warn_of_unknown_variables();
     let text = config.log_format == LogFormat::Text;
     let outcome = server::serve(&config, |ready| {
         if greet && text {
@@ -68,6 +69,24 @@ fn start(flags: Flags, greet: bool) -> ExitCode {
         Err(failure @ Failure::Broken(_)) => fail(EXIT_BROKEN, failure),
         Err(failure @ Failure::Killed(signal)) => {
             fail(EXIT_SIGNAL.saturating_add(u8::try_from(signal).unwrap_or(0)), failure)
+        }
+    }
+}
+
+/// A misspelt variable would change nothing and say nothing. It is not refused: Kubernetes gives
+/// each container such variables as NOCTULE_PORT for a service of the name.
+fn warn_of_unknown_variables() {
+    let command = Flags::augment_args(clap::Command::new("serve"));
+    let known: Vec<&str> =
+        command.get_arguments().filter_map(|arg| arg.get_env()?.to_str()).collect();
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if !name.starts_with("NOCTULE_") || known.contains(&&*name) {
+            continue;
+        }
+        match config::suggest(&name, known.iter().copied()) {
+            Some(meant) => tracing::warn!("unknown variable {name}; did you mean {meant}?"),
+            None => tracing::warn!("unknown variable {name}; it is ignored"),
         }
     }
 }

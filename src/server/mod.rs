@@ -24,7 +24,7 @@ use crate::io::probe::{self, Selected};
 use crate::io::socket;
 use crate::{broker, clock, limits};
 use affinity::Plan;
-use config::{Config, Limits};
+use config::Config;
 use control::Control;
 use instance::DataDir;
 use threads::{Common, Running};
@@ -110,10 +110,7 @@ pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failu
         .map_err(|error| StartError::new(format!("cannot get random numbers: {error}")))?;
     let common = Common {
         engine,
-        broker: broker::Config {
-            shared_strategies: config.shared_strategies.clone(),
-            ..broker_config(&config.limits, plan.shards())
-        },
+        broker: broker_config(config, plan.shards()),
         connect_timeout: config.limits.connect_timeout,
         placement: data.placement(),
         seed,
@@ -181,8 +178,22 @@ fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> StartError {
 }
 
 /// The protocol's configuration for one of `shards` shards.
-fn broker_config(limits: &Limits, shards: usize) -> broker::Config {
+fn broker_config(config: &Config, shards: usize) -> broker::Config {
+    let (limits, capabilities) = (&config.limits, &config.capabilities);
     broker::Config {
+        maximum_qos: capabilities.maximum_qos,
+        retain_available: capabilities.retain_available,
+        wildcard_subscriptions: capabilities.wildcard_subscriptions,
+        subscription_identifiers: capabilities.subscription_identifiers,
+        shared_subscriptions: capabilities.shared_subscriptions,
+        assign_client_ids: capabilities.assign_client_ids,
+        payload_format_check: capabilities.payload_format_check,
+        response_information: capabilities.response_information.clone(),
+        referral: config.referral.clone(),
+        shared_strategies: config.shared_strategies.clone(),
+        connect_size_max: limits.connect_size_max,
+        topic_bytes_max: limits.topic_bytes_max,
+        topic_levels_max: limits.topic_levels_max,
         maximum_packet_size: u32::try_from(limits.packet_size_max)
             .expect("invariant: PACKET_SIZE_MAX fits"),
         receive_maximum: limits.receive_maximum,
@@ -211,6 +222,9 @@ fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descripto
     tracing::info!(count = ready.shards, cpus = plan.describe_cpus(), "shards");
     tracing::info!(
         packet_size_max = size(limits.packet_size_max),
+        connect_size_max = size(limits.connect_size_max),
+        topic_bytes_max = limits.topic_bytes_max,
+        topic_levels_max = limits.topic_levels_max,
         receive_maximum = limits.receive_maximum,
         in_flight_max = limits.in_flight_max,
         topic_alias_maximum = limits.topic_alias_maximum,

@@ -13,7 +13,6 @@ use crate::broker::{Accepted, Frame, Step};
 use crate::codec::mqtt::{self, Connect, DecodeError, Packet, Side};
 use crate::ids::{ConnId, ShardId};
 use crate::io::{Backend, ListenerId, RecvMode, socket};
-use crate::limits::CONNECT_SIZE_MAX;
 use crate::transport::Transport;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -26,7 +25,7 @@ impl<B: Backend> Shard<B> {
         let peer = socket::peer_addr(descriptor.as_fd());
         let listener = self.listener_ids.iter().position(|id| *id == listener).unwrap_or(0);
         let accepted = Accepted { at: self.now, listener: listener as u16, peer };
-        let conn = Conn::new(accepted, Transport::Tcp, CONNECT_SIZE_MAX);
+        let conn = Conn::new(accepted, Transport::Tcp, self.connect_size_max);
         if let Some(id) = self.insert(descriptor, conn) {
             self.connect_deadlines.set(self.now, id);
             self.arm(id, RecvMode::Once);
@@ -62,7 +61,8 @@ impl<B: Backend> Shard<B> {
             _ if first >> 4 != 1 => self.refuse(id, &DecodeError::connect_expected(first)),
             Err(error) => self.refuse(id, &error),
             Ok(Some(len)) if len > frame_max => {
-                self.refuse(id, &DecodeError::packet_too_large(first, None));
+                let version = mqtt::version_of_connect(unread);
+                self.refuse(id, &DecodeError::packet_too_large(first, version));
             }
             Ok(Some(len)) if unread.len() >= len => self.on_connect(id, len),
             Ok(_) if ended.is_some() => self.close(id),
@@ -239,7 +239,7 @@ impl<B: Backend> Shard<B> {
         if self.stopping.is_some() {
             return;
         }
-        let mut conn = Conn::new(moved.accepted, moved.transport, CONNECT_SIZE_MAX);
+        let mut conn = Conn::new(moved.accepted, moved.transport, self.connect_size_max);
         conn.input = Input::from_vec(moved.read);
         conn.stamped = true;
         if let Some(id) = self.insert(moved.socket, conn) {

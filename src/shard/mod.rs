@@ -87,6 +87,7 @@ pub struct Shard<B: Backend> {
     listeners: Vec<TcpListener>,
     listener_ids: Vec<ListenerId>,
     frame_max: usize,
+    connect_size_max: usize,
     /// For CONNECT to come.
     connect_deadlines: Deadlines,
     /// For a closing connection to take what it was sent.
@@ -122,6 +123,7 @@ impl<B: Backend> Shard<B> {
             clock: setup.clock,
             backend,
             frame_max: setup.broker.maximum_packet_size as usize,
+            connect_size_max: setup.broker.connect_size_max,
             broker: Broker::new(setup.broker, setup.id, setup.shards, setup.placement, setup.seed),
             journal: Journal::default(),
             lanes: Lanes::new(setup.id, setup.shards),

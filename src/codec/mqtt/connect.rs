@@ -185,6 +185,13 @@ fn read_version(packet: &mut Reader<'_>) -> Result<(Version, bool), (Cause, Opti
     }
 }
 
+/// The version of a CONNECT of which only the first bytes are there, with its fixed header; `None`
+/// when they do not say it yet, or name none that we speak.
+pub fn version_of_connect(begin: &[u8]) -> Option<Version> {
+    let fixed = begin.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0)? + 2;
+    read_version(&mut Reader::new(begin.get(fixed..)?)).ok().map(|(version, _)| version)
+}
+
 impl<'a> Connect<'a> {
     pub(super) fn read(packet: &mut Reader<'a>) -> Result<Self, (Cause, Option<Version>)> {
         let (version, bridge) = read_version(packet)?;

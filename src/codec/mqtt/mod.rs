@@ -31,7 +31,9 @@ mod wire;
 mod tests;
 
 pub use ack::{Ack, SubAck};
-pub use connect::{ConnAck, ConnAckProperties, Connect, ConnectProperties, Will};
+pub use connect::{
+    ConnAck, ConnAckProperties, Connect, ConnectProperties, Will, version_of_connect,
+};
 pub use disconnect::{Auth, Disconnect};
 pub use error::{Cause, DecodeError};
 pub use properties::{SubscriptionIds, UserProperties};

@@ -95,6 +95,8 @@ impl ReasonCode {
             Self::CLIENT_IDENTIFIER_NOT_VALID => 2,
             Self::BAD_USER_NAME_OR_PASSWORD => 4,
             Self::NOT_AUTHORIZED | Self::BANNED | Self::BAD_AUTHENTICATION_METHOD => 5,
+            // It will not be otherwise the next time: not 3, after which clients try again.
+            Self::QOS_NOT_SUPPORTED | Self::RETAIN_NOT_SUPPORTED | Self::TOPIC_NAME_INVALID => 5,
             _ => 3,
         }
     }

@@ -9,12 +9,29 @@ use super::{ConfigError, raw::Settings};
 /// Similarity (Jaro-Winkler) from which a name is suggested for an unknown one.
 const SUGGESTION_SIMILARITY_MIN: f64 = 0.75;
 
-/// Reads and parses the file at `path`.
-pub fn read(path: &Path) -> Result<Settings, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+/// Reads the file at `path`.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| {
         ConfigError::new(format!("cannot read the configuration file {}: {error}", path.display()))
-    })?;
-    parse(&text, path)
+    })
+}
+
+/// Line and column of `section.key` in a text that parses, where its line says it so.
+pub fn position_of(text: &str, key: &str) -> Option<(usize, usize)> {
+    let (wanted, key) = key.split_once('.')?;
+    let mut section = "";
+    for (number, line) in text.lines().enumerate() {
+        let trimmed = line.trim_start();
+        if let Some(name) = trimmed.strip_prefix('[') {
+            section = name.split(']').next().unwrap_or_default().trim();
+        } else if section == wanted
+            && trimmed.split('=').next().is_some_and(|name| name.trim() == key)
+        {
+            let indent = line.chars().count() - trimmed.chars().count();
+            return Some((number + 1, indent + 1));
+        }
+    }
+    None
 }
 
 /// Parses `text`, which stands in `path`.
@@ -46,8 +63,16 @@ fn suggestion(message: &str) -> Option<&str> {
     let rest = message.strip_prefix("unknown ")?;
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
-    quoted
-        .map(|name| (strsim::jaro_winkler(unknown, name), name))
+    suggest(unknown, quoted)
+}
+
+/// Of `names` the one most like `unknown`, if one is.
+pub fn suggest<'a>(unknown: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // What all have in common says nothing.
+    let own = |name: &str| name.strip_prefix("NOCTULE_").unwrap_or(name).to_owned();
+    names
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(&own(unknown), &own(name)), name))
         .filter(|(similarity, _)| *similarity >= SUGGESTION_SIMILARITY_MIN)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, name)| name)
@@ -95,6 +120,22 @@ mod tests {
             assert!(message.starts_with(place) && message.contains(words), "{text}: {message}");
             assert!(!message.contains('\n'), "one line: {message}");
         }
+    }
+
+    #[test]
+    fn variables_are_suggested() {
+        let names = ["NOCTULE_QUEUE_LEN_MAX", "NOCTULE_SHARDS", "NOCTULE_IO"];
+        assert_eq!(suggest("NOCTULE_SHARD", names), Some("NOCTULE_SHARDS"));
+        assert_eq!(suggest("NOCTULE_QUEUE_LENGTH_MAX", names), Some("NOCTULE_QUEUE_LEN_MAX"));
+        assert_eq!(suggest("NOCTULE_ZZZ", names), None);
+    }
+
+    #[test]
+    fn keys_are_found() {
+        let text = "io = \"auto\"\n# queue_len_max = 1\n[log]\nqueue_len_max = 2\n\n[limits]\n  \
+                    queue_len_max= 3\n";
+        assert_eq!(position_of(text, "limits.queue_len_max"), Some((7, 3)));
+        assert_eq!(position_of(text, "limits.io"), None);
     }
 
     #[test]

@@ -15,8 +15,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::broker::strategy::{self, Strategies};
+use crate::broker::{Refer, Referral};
+use crate::codec::mqtt::QoS;
 use crate::{io, limits};
-use raw::{Durability, LimitSettings, LogLevel, Settings};
+pub use file::suggest;
+use raw::{CapabilitySettings, Durability, LimitSettings, LogLevel, ReferralSettings, Settings};
 use units::{ByteSize, CpuList, Span};
 
 /// The documented configuration file; its values are the defaults.
@@ -47,6 +50,10 @@ pub struct Config {
     pub limits: Limits,
     /// How the members of shared subscriptions share their messages.
     pub shared_strategies: Strategies,
+    /// What is offered.
+    pub capabilities: Capabilities,
+    /// Another server, and when clients are sent there.
+    pub referral: Option<Referral>,
     /// What an acknowledgement promises where no rule says more.
     pub durability: Durability,
     /// What it promises by topic filter; the first that matches decides.
@@ -74,6 +81,12 @@ pub struct Rule {
 pub struct Limits {
     /// Largest packet accepted, in bytes, fixed header included.
     pub packet_size_max: usize,
+    /// Largest CONNECT accepted, in bytes, fixed header included; at most `packet_size_max`.
+    pub connect_size_max: usize,
+    /// Longest topic, in bytes.
+    pub topic_bytes_max: usize,
+    /// Most levels of a topic; a filter has at most [`limits::TOPIC_LEVELS_MAX`].
+    pub topic_levels_max: usize,
     /// Receive Maximum that the broker announces.
     pub receive_maximum: u16,
     /// Window towards a client, whatever it allows.
@@ -100,6 +113,27 @@ pub struct Limits {
     pub connect_timeout: std::time::Duration,
     /// Payload memory of the whole broker, in bytes.
     pub memory_budget: usize,
+}
+
+/// What is offered of that which MQTT leaves to a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Highest QoS that is accepted and granted.
+    pub maximum_qos: QoS,
+    /// Retained messages.
+    pub retain_available: bool,
+    /// Wildcards in filters.
+    pub wildcard_subscriptions: bool,
+    /// Subscription Identifiers.
+    pub subscription_identifiers: bool,
+    /// Shared Subscriptions.
+    pub shared_subscriptions: bool,
+    /// Client ids for clients without one.
+    pub assign_client_ids: bool,
+    /// Payloads are what their Payload Format Indicator says.
+    pub payload_format_check: bool,
+    /// Response Information, `{client_id}` in it.
+    pub response_information: Option<String>,
 }
 
 /// How many shards: a number, or by the CPUs.
@@ -153,17 +187,54 @@ impl FromStr for LogFormat {
 
 /// The configuration cannot be used. Its text is one line that says what is wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(String);
+pub struct ConfigError {
+    /// Where it was written, when that is known.
+    place: Option<String>,
+    /// `section.key`, when one is to blame.
+    key: Option<String>,
+    message: String,
+}
 
 impl ConfigError {
     fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { place: None, key: None, message: message.into() }
+    }
+
+    /// A flag, or its variable, says it.
+    fn by_flag(mut self) -> Self {
+        self.place = self.key.as_deref().map(|key| {
+            let key = key.rsplit('.').next().unwrap_or(key);
+            let variable = key.to_ascii_uppercase();
+            format!("--{} or NOCTULE_{variable}", key.replace('_', "-"))
+        });
+        self
+    }
+
+    /// The file says it.
+    fn in_file(mut self, text: &str, path: &Path) -> Self {
+        let position = self.key.as_deref().and_then(|key| file::position_of(text, key));
+        self.place = Some(match position {
+            Some((line, column)) => format!("{}:{line}:{column}", path.display()),
+            None => path.display().to_string(),
+        });
+        self
+    }
+
+    /// The value of `key` cannot be used; `message` goes on from its name.
+    fn of(key: &str, message: impl Into<String>) -> Self {
+        Self { place: None, key: Some(key.to_owned()), message: message.into() }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        for before in self.place.iter().map(|place| format!("{place}: ")) {
+            f.write_str(&before)?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key} ")?;
+        }
+        f.write_str(&self.message)
     }
 }
 
@@ -172,8 +243,14 @@ impl std::error::Error for ConfigError {}
 /// The configuration from `flags` (in which `NOCTULE_*` variables already stand for what no flag
 /// says), over the file at `path`, over the defaults.
 pub fn load(flags: Settings, path: Option<&Path>) -> Result<Config, ConfigError> {
-    let file = path.map_or_else(|| Ok(Settings::default()), file::read)?;
-    resolve(flags.or(file))
+    let Some(path) = path else { return resolve(flags).map_err(ConfigError::by_flag) };
+    let text = file::read(path)?;
+    let file = file::parse(&text, path)?;
+    resolve(flags.clone().or(file)).map_err(|error| match resolve(flags) {
+        // It is wrong without the file, too.
+        Err(alone) if alone.key == error.key => alone.by_flag(),
+        _ => error.in_file(&text, path),
+    })
 }
 
 /// Checks `settings` and puts defaults where they say nothing.
@@ -197,6 +274,8 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
                 .map(|rule| strategy::Rule { group: rule.group, strategy: rule.strategy })
                 .collect(),
         },
+        capabilities: resolve_capabilities(settings.capabilities),
+        referral: resolve_referral(settings.referral)?,
         durability: settings.durability.default.unwrap_or_default(),
         rules: settings
             .rule
@@ -249,17 +328,36 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
         limits::PACKET_SIZE_DEFAULT,
         (limits::PACKET_SIZE_LEAST, limits::PACKET_SIZE_MAX),
     )?;
+    let connect_size_max = bytes_within(
+        "connect_size_max",
+        written.connect_size_max,
+        limits::CONNECT_SIZE_DEFAULT,
+        (limits::CONNECT_SIZE_LEAST, limits::PACKET_SIZE_MAX),
+    )?;
+    let topic_levels_max =
+        written.topic_levels_max.map_or(limits::TOPIC_NAME_LEVELS_MAX, NonZeroUsize::get);
+    if topic_levels_max > limits::TOPIC_NAME_LEVELS_MAX {
+        return Err(ConfigError::of(
+            "limits.topic_levels_max",
+            format!(
+                "is {topic_levels_max}; it must be from 1 to {}",
+                limits::TOPIC_NAME_LEVELS_MAX
+            ),
+        ));
+    }
     let connect_timeout = written.connect_timeout.unwrap_or(Span(limits::CONNECT_TIMEOUT));
     if connect_timeout.0.is_zero() || connect_timeout == Span::NEVER {
-        return Err(ConfigError::new(format!(
-            "limits.connect_timeout is {connect_timeout}; it must be a time above zero"
-        )));
+        return Err(ConfigError::of(
+            "limits.connect_timeout",
+            format!("is {connect_timeout}; it must be a time above zero"),
+        ));
     }
     let keep_alive_max = written.keep_alive_max.unwrap_or(Span::NEVER);
     // Longer than any client can ask for is no cap: none then means none.
     let keep_alive_secs_max = match u16::try_from(keep_alive_max.as_secs()).map(NonZeroU16::new) {
         Ok(None) => {
-            return Err(ConfigError::new("limits.keep_alive_max is 0s; write never for no limit"));
+            let message = "is 0s; write never for no limit";
+            return Err(ConfigError::of("limits.keep_alive_max", message));
         }
         Ok(secs) => secs,
         Err(_) => None,
@@ -267,13 +365,21 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
     let topic_aliases_out_max =
         written.topic_aliases_out_max.unwrap_or(limits::TOPIC_ALIASES_OUT_MAX);
     if topic_aliases_out_max > limits::TOPIC_ALIASES_OUT_LIMIT {
-        return Err(ConfigError::new(format!(
-            "limits.topic_aliases_out_max is {topic_aliases_out_max}; it must be from 0 to {}",
-            limits::TOPIC_ALIASES_OUT_LIMIT
-        )));
+        return Err(ConfigError::of(
+            "limits.topic_aliases_out_max",
+            format!(
+                "is {topic_aliases_out_max}; it must be from 0 to {}",
+                limits::TOPIC_ALIASES_OUT_LIMIT
+            ),
+        ));
     }
     Ok(Limits {
         packet_size_max,
+        connect_size_max: connect_size_max.min(packet_size_max),
+        topic_bytes_max: written
+            .topic_bytes_max
+            .map_or(limits::TOPIC_BYTES_MAX, |n| n.get().into()),
+        topic_levels_max,
         receive_maximum: written.receive_maximum.map_or(limits::RECEIVE_MAXIMUM, u16::from),
         in_flight_max: written.in_flight_max.map_or(limits::IN_FLIGHT_MAX, u16::from),
         topic_alias_maximum: written.topic_alias_maximum.unwrap_or(limits::TOPIC_ALIAS_MAX),
@@ -307,6 +413,43 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
     })
 }
 
+fn resolve_capabilities(written: CapabilitySettings) -> Capabilities {
+    Capabilities {
+        maximum_qos: written.maximum_qos.map_or(QoS::ExactlyOnce, |qos| qos.0),
+        retain_available: written.retain_available.unwrap_or(true),
+        wildcard_subscriptions: written.wildcard_subscriptions.unwrap_or(true),
+        subscription_identifiers: written.subscription_identifiers.unwrap_or(true),
+        shared_subscriptions: written.shared_subscriptions.unwrap_or(true),
+        assign_client_ids: written.assign_client_ids.unwrap_or(true),
+        payload_format_check: written.payload_format_check.unwrap_or(false),
+        response_information: written.response_information.map(|template| template.0),
+    }
+}
+
+fn resolve_referral(written: ReferralSettings) -> Result<Option<Referral>, ConfigError> {
+    let when = written.refer_clients.unwrap_or_default();
+    let Some(server_reference) = written.server_reference else {
+        return match when {
+            Refer::AtShutdown => Ok(None),
+            _ => Err(ConfigError::of(
+                "referral.refer_clients",
+                "sends clients to another server, and referral.server_reference does not say which",
+            )),
+        };
+    };
+    if server_reference.is_empty() || server_reference.len() > limits::SERVER_REFERENCE_BYTES_MAX {
+        return Err(ConfigError::of(
+            "referral.server_reference",
+            format!(
+                "has {} bytes; it must have from 1 to {}",
+                server_reference.len(),
+                limits::SERVER_REFERENCE_BYTES_MAX
+            ),
+        ));
+    }
+    Ok(Some(Referral { server_reference, when }))
+}
+
 fn bytes_within(
     key: &str,
     written: Option<ByteSize>,
@@ -316,11 +459,14 @@ fn bytes_within(
     let Some(size) = written else { return Ok(default) };
     match usize::try_from(size.0) {
         Ok(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
-        _ => Err(ConfigError::new(format!(
-            "limits.{key} is {size}; it must be from {} to {}",
-            ByteSize(least as u64),
-            ByteSize(most as u64)
-        ))),
+        _ => Err(ConfigError::of(
+            &format!("limits.{key}"),
+            format!(
+                "is {size}; it must be from {} to {}",
+                ByteSize(least as u64),
+                ByteSize(most as u64)
+            ),
+        )),
     }
 }
 

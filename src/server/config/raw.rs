@@ -13,7 +13,9 @@ use serde::{Deserialize, Deserializer};
 
 use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
 use super::{LogFormat, ShardCount};
+use crate::broker::Refer;
 use crate::broker::strategy::Strategy;
+use crate::codec::mqtt::QoS;
 use crate::io;
 
 /// Everything that can be set. `None` means: not set by this source.
@@ -63,6 +65,12 @@ pub struct Settings {
     /// `[limits]`
     #[command(flatten)]
     pub limits: LimitSettings,
+    /// `[capabilities]`
+    #[command(flatten)]
+    pub capabilities: CapabilitySettings,
+    /// `[referral]`
+    #[command(flatten)]
+    pub referral: ReferralSettings,
     /// `[durability]`
     #[arg(skip)]
     pub durability: DurabilitySettings,
@@ -99,6 +107,16 @@ pub struct LimitSettings {
     /// Largest packet accepted, in whole [default: 2MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_PACKET_SIZE_MAX")]
     pub packet_size_max: Option<ByteSize>,
+    /// Largest CONNECT accepted, in whole; larger ones are refused before they are read
+    /// [default: 128KiB]
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_CONNECT_SIZE_MAX")]
+    pub connect_size_max: Option<ByteSize>,
+    /// Longest topic name or filter, in bytes [default: 65535]
+    #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_BYTES_MAX")]
+    pub topic_bytes_max: Option<NonZeroU16>,
+    /// Most levels of a topic name or filter; a filter has no more than 128 [default: 65536]
+    #[arg(long, value_name = "N", env = "NOCTULE_TOPIC_LEVELS_MAX")]
+    pub topic_levels_max: Option<NonZeroUsize>,
     /// Unacknowledged QoS 1 and 2 messages allowed from one client [default: 1024]
     #[arg(long, value_name = "N", env = "NOCTULE_RECEIVE_MAXIMUM")]
     pub receive_maximum: Option<NonZeroU16>,
@@ -129,8 +147,8 @@ pub struct LimitSettings {
     /// How long a session may outlive its connection, whatever the client asks for [default: never]
     #[arg(long, value_name = "TIME", env = "NOCTULE_SESSION_EXPIRY_MAX")]
     pub session_expiry_max: Option<Span>,
-    /// Longest keep alive; longer ones, and none, are reduced to it for MQTT 5 clients
-    /// [default: never]
+    /// Longest keep alive; an MQTT 5 client that asks for more, or for none, is given this one, an
+    /// older one is refused [default: never]
     #[arg(long, value_name = "TIME", env = "NOCTULE_KEEP_ALIVE_MAX")]
     pub keep_alive_max: Option<Span>,
     /// How long a connection may take to send its CONNECT [default: 10s]
@@ -140,6 +158,50 @@ pub struct LimitSettings {
     /// [default: 1GiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_MEMORY_BUDGET")]
     pub memory_budget: Option<ByteSize>,
+}
+
+/// What MQTT leaves to a server to offer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Capabilities")]
+pub struct CapabilitySettings {
+    /// Highest QoS of a publication: 0, 1 or 2 [default: 2]
+    #[arg(long, value_name = "QOS", env = "NOCTULE_MAXIMUM_QOS")]
+    pub maximum_qos: Option<MaximumQos>,
+    /// Keep retained messages [default: true]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_RETAIN_AVAILABLE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub retain_available: Option<bool>,
+    /// Allow + and # in subscriptions [default: true]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_WILDCARD_SUBSCRIPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub wildcard_subscriptions: Option<bool>,
+    /// Allow Subscription Identifiers [default: true]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_SUBSCRIPTION_IDENTIFIERS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub subscription_identifiers: Option<bool>,
+    /// Allow Shared Subscriptions ($share/...) [default: true]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_SHARED_SUBSCRIPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub shared_subscriptions: Option<bool>,
+    /// Give a client id to clients that bring none [default: true]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_ASSIGN_CLIENT_IDS", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub assign_client_ids: Option<bool>,
+    /// Refuse payloads that are said to be UTF-8 and are not [default: false]
+    #[arg(long, value_name = "BOOL", env = "NOCTULE_PAYLOAD_FORMAT_CHECK", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub payload_format_check: Option<bool>,
+    /// Response Information for clients that ask for it, such as responses/{client_id}
+    #[arg(long, value_name = "TOPIC", env = "NOCTULE_RESPONSE_INFORMATION")]
+    pub response_information: Option<ResponseTemplate>,
+}
+
+/// Where clients are sent instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Referral")]
+pub struct ReferralSettings {
+    /// Another server for clients to use, such as other.example:1883
+    #[arg(long, value_name = "SERVER", env = "NOCTULE_SERVER_REFERENCE")]
+    pub server_reference: Option<String>,
+    /// When clients are sent there: at-shutdown, temporarily or permanently [default: at-shutdown]
+    #[arg(long, value_name = "WHEN", env = "NOCTULE_REFER_CLIENTS")]
+    pub refer_clients: Option<Refer>,
 }
 
 /// `[durability]`: what an acknowledgement promises.
@@ -198,6 +260,14 @@ impl Settings {
                 format: self.log.format.or(below.log.format),
             },
             limits: self.limits.or(below.limits),
+            capabilities: self.capabilities.or(below.capabilities),
+            referral: ReferralSettings {
+                server_reference: self
+                    .referral
+                    .server_reference
+                    .or(below.referral.server_reference),
+                refer_clients: self.referral.refer_clients.or(below.referral.refer_clients),
+            },
             durability: DurabilitySettings {
                 default: self.durability.default.or(below.durability.default),
             },
@@ -210,6 +280,9 @@ impl LimitSettings {
     fn or(self, below: Self) -> Self {
         Self {
             packet_size_max: self.packet_size_max.or(below.packet_size_max),
+            connect_size_max: self.connect_size_max.or(below.connect_size_max),
+            topic_bytes_max: self.topic_bytes_max.or(below.topic_bytes_max),
+            topic_levels_max: self.topic_levels_max.or(below.topic_levels_max),
             receive_maximum: self.receive_maximum.or(below.receive_maximum),
             in_flight_max: self.in_flight_max.or(below.in_flight_max),
             topic_alias_maximum: self.topic_alias_maximum.or(below.topic_alias_maximum),
@@ -225,6 +298,23 @@ impl LimitSettings {
             keep_alive_max: self.keep_alive_max.or(below.keep_alive_max),
             connect_timeout: self.connect_timeout.or(below.connect_timeout),
             memory_budget: self.memory_budget.or(below.memory_budget),
+        }
+    }
+}
+
+impl CapabilitySettings {
+    fn or(self, below: Self) -> Self {
+        Self {
+            maximum_qos: self.maximum_qos.or(below.maximum_qos),
+            retain_available: self.retain_available.or(below.retain_available),
+            wildcard_subscriptions: self.wildcard_subscriptions.or(below.wildcard_subscriptions),
+            subscription_identifiers: self
+                .subscription_identifiers
+                .or(below.subscription_identifiers),
+            shared_subscriptions: self.shared_subscriptions.or(below.shared_subscriptions),
+            assign_client_ids: self.assign_client_ids.or(below.assign_client_ids),
+            payload_format_check: self.payload_format_check.or(below.payload_format_check),
+            response_information: self.response_information.or(below.response_information),
         }
     }
 }
@@ -285,6 +375,58 @@ fn only_known_levels(targets: &tracing_subscriber::filter::Targets) -> bool {
     targets.default_level().is_some() || targets.iter().all(|(name, _)| name.contains("noctule"))
 }
 
+/// The highest QoS that is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaximumQos(pub QoS);
+
+impl FromStr for MaximumQos {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "0" => Ok(Self(QoS::AtMostOnce)),
+            "1" => Ok(Self(QoS::AtLeastOnce)),
+            "2" => Ok(Self(QoS::ExactlyOnce)),
+            _ => Err(format!("\"{text}\" is not a QoS; write 0, 1 or 2")),
+        }
+    }
+}
+
+/// A Topic Name in which `{client_id}` stands for the client's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseTemplate(pub String);
+
+impl FromStr for ResponseTemplate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = text.replace("{client_id}", "");
+        if text.is_empty() || plain.contains(['+', '#', '\0', '{', '}']) {
+            return Err(format!(
+                "\"{text}\" is not a beginning of topics; write one without wildcards, in which \
+                 {{client_id}} stands for the client's id, like responses/{{client_id}}"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for Refer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "at-shutdown" => Ok(Self::AtShutdown),
+            "temporarily" => Ok(Self::Temporarily),
+            "permanently" => Ok(Self::Permanently),
+            _ => Err(format!(
+                "\"{text}\" does not say when clients are sent to another server; write \
+                 at-shutdown, temporarily or permanently"
+            )),
+        }
+    }
+}
+
 /// What is promised once a message is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
@@ -336,6 +478,9 @@ deserialize_from_text!(
     Durability,
     RuleFilter,
     Strategy,
+    MaximumQos,
+    ResponseTemplate,
+    Refer,
     ShardCount,
     io::Choice,
     LogFormat

@@ -60,7 +60,13 @@ fn the_help_says_the_defaults() {
         let key = arg.get_id().as_str();
         let value = match key {
             "listen" => file["listener"][0].get("address").cloned(),
-            _ => file.get(key).cloned().or(within("log", key)).or(within("limits", key)),
+            _ => file
+                .get(key)
+                .cloned()
+                .or(within("log", key))
+                .or(within("limits", key))
+                .or(within("capabilities", key))
+                .or(within("referral", key)),
         };
         let help = arg.get_help().expect("every flag has a help text").to_string();
         let default = help.split_once("[default: ").map(|(_, default)| default);
@@ -129,6 +135,59 @@ fn limits_have_their_ranges() {
     let config = resolve(from_toml(text)).expect("holds");
     assert_eq!(config.limits.keep_alive_secs_max.map(u16::from), Some(120));
     assert_eq!(config.limits.session_expiry_secs_max, 3600);
+}
+
+/// Who wrote it is told where: file, line and column, or the flag and its variable.
+#[test]
+fn range_errors_name_their_place() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("n.toml");
+    let text = "[log]\nlevel = \"info\"\n\n[limits]\n  packet_size_max = 10\n";
+    std::fs::write(&path, text).expect("written");
+    let load =
+        |flags: &[&str], path| load(from_flags(flags), path).expect_err("refused").to_string();
+    let message = load(&[], Some(path.as_path()));
+    let place = format!("{}:5:3: limits.packet_size_max is 10B", path.display());
+    assert!(message.starts_with(&place), "{message}");
+    let flag = "--packet-size-max or NOCTULE_PACKET_SIZE_MAX: limits.packet_size_max is 11B";
+    for path in [None, Some(path.as_path())] {
+        let message = load(&["--packet-size-max=11"], path);
+        assert!(message.starts_with(flag), "{message}");
+    }
+}
+
+#[test]
+fn capabilities_and_referral() {
+    let text = "[capabilities]\nmaximum_qos = 1\nretain_available = false\n\
+                response_information = \"r/{client_id}\"\n\
+                [referral]\nserver_reference = \"b:1883\"\n";
+    let flags = from_flags(&["--shared-subscriptions=false", "--refer-clients=permanently"]);
+    let config = resolve(flags.or(from_toml(text))).expect("holds");
+    let capabilities = &config.capabilities;
+    assert_eq!(capabilities.maximum_qos, QoS::AtLeastOnce);
+    assert!(!capabilities.retain_available && !capabilities.shared_subscriptions);
+    assert!(capabilities.wildcard_subscriptions && capabilities.subscription_identifiers);
+    assert_eq!(capabilities.response_information.as_deref(), Some("r/{client_id}"));
+    let referral = Referral { server_reference: "b:1883".to_owned(), when: Refer::Permanently };
+    assert_eq!(config.referral, Some(referral));
+
+    for (text, words) in [
+        ("[referral]\nrefer_clients = \"temporarily\"\n", "server_reference does not say"),
+        ("[referral]\nserver_reference = \"\"\n", "has 0 bytes"),
+        ("[limits]\ntopic_levels_max = 65537\n", "limits.topic_levels_max is 65537"),
+        ("[limits]\nconnect_size_max = 10\n", "limits.connect_size_max is 10B"),
+    ] {
+        assert!(refused(from_toml(text)).contains(words), "{text}");
+    }
+    for (key, value) in [
+        ("capabilities", "maximum_qos = 3"),
+        ("capabilities", "response_information = \"r/#\""),
+        ("capabilities", "response_information = \"r/{name}\""),
+        ("referral", "refer_clients = \"now\""),
+    ] {
+        let text = format!("[{key}]\n{value}\n");
+        assert!(file::parse(&text, Path::new("n.toml")).is_err(), "{text}");
+    }
 }
 
 #[test]
