@@ -188,7 +188,7 @@ END
 - $(uname -srm), $model, $(nproc --all) CPUs, $(awk '/MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' /proc/meminfo), $(systemd-detect-virt 2>/dev/null || echo 'virtualisation unknown')
 - governor $(cat "/sys/devices/system/cpu/cpu$broker_cpu/cpufreq/scaling_governor" 2>/dev/null || echo 'not visible'), TCP congestion control $(cat /proc/sys/net/ipv4/tcp_congestion_control)
 - load average before $load_before, after $load_after
-- the generator ran on $(jq -rs 'map(.io) | unique | join(", ")' "$out"/raw/*.json), for all brokers alike
+- the generator chose its kernel interface by itself (\`--io auto\`), for all brokers alike
 END
     warnings="$(jq -r '.warnings[]' "$out"/raw/*.json | sed -E 's/[0-9.]+ %/… %/; s/, [0-9]+ times/, … times/' | sort | uniq -c)"
     if [[ -n "$warnings" ]]; then

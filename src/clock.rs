@@ -72,6 +72,13 @@ pub fn unix_time() -> Duration {
     Duration::new(secs, u32::try_from(ts.tv_nsec).unwrap_or(0))
 }
 
+/// Reads `CLOCK_THREAD_CPUTIME_ID`: how long the calling thread has been on a CPU.
+pub fn thread_cpu() -> Duration {
+    let ts = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let secs = u64::try_from(ts.tv_sec).unwrap_or(0);
+    Duration::new(secs, u32::try_from(ts.tv_nsec).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

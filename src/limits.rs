@@ -193,15 +193,21 @@ pub const BENCH_DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const BENCH_GAPS_MAX: usize = 1024;
 /// Bytes waiting for one publisher's connection above which it publishes no further.
 pub const BENCH_OUT_BYTES_MARK: usize = 1024 * 1024;
-/// How long connecting and subscribing may take.
-pub const BENCH_SETUP: Duration = Duration::from_secs(60);
+/// How long it may take while connecting until the next client is connected and subscribed.
+pub const BENCH_SET_UP_STEP: Duration = Duration::from_secs(20);
 /// Silence after which a closed loop gives up what is under way. What comes later still counts.
 pub const BENCH_STALL: Duration = Duration::from_secs(2);
 /// Silence after which what has not arrived is lost. Longer than any stall of a busy machine: what
 /// is only late must not be called lost.
 pub const BENCH_SILENCE: Duration = Duration::from_secs(8);
-/// How long the last messages may take to arrive.
-pub const BENCH_DRAIN: Duration = Duration::from_secs(30);
+/// How long taking stored messages and sessions out of the broker again may take.
+pub const BENCH_CLEAN_UP: Duration = Duration::from_secs(30);
+/// Threads of one load generator.
+pub const BENCH_THREADS_MAX: usize = 64;
+/// Bytes waiting for one receiver above which the sink drops what comes for it.
+pub const BENCH_SINK_OUT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Sequence numbers that are believed where each one takes a bit.
+pub const BENCH_SEQUENCE_MAX: u32 = 1 << 30;
 /// How long closing may take.
 pub const BENCH_GOODBYE: Duration = Duration::from_secs(2);
 

@@ -1,9 +1,12 @@
 //! `noctule bench`: a load generator for any MQTT broker, and what it found.
 //!
-//! One thread drives all publishers and subscribers over the same [`Backend`] and the same sans-IO
-//! [`Client`](crate::client::Client) that the rest of the program uses. [`workload`] says who talks
-//! to whom, `pace` when a publisher may send, [`record`] what came, [`process`] what it cost,
-//! [`report`] is what the user sees; `driver` is the loop.
+//! [`scenario`] is what is asked for, [`workload`] the plan that it becomes: who talks to whom. The
+//! `conductor` starts threads and leads them from phase to phase; a `worker` is one thread with its
+//! clients, over the same [`Backend`](crate::io::Backend) and the same sans-IO
+//! [`Client`](crate::client::Client) that the rest of the program uses. `pace` says when a client
+//! may act, `state` what its events change, [`record`] keeps account of what came, [`process`] of
+//! what it cost; [`run`] is the folder that a run leaves behind, [`report`] what the user reads.
+//! [`compare`] sets runs side by side. [`sink`] is a peer that only counts, to show the generator's own ceiling.
 //!
 //! A run is bounded in time by its plan and the bounds in [`limits`](crate::limits), whatever the
 //! broker does: connecting, the run itself, the drain, the end.
@@ -13,25 +16,31 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
-mod driver;
+mod conductor;
+mod frames;
 mod pace;
+mod peer;
 pub mod process;
+mod progress;
 pub mod record;
 pub mod report;
 pub mod run;
+pub mod scenario;
+mod shared;
+pub mod sink;
+mod state;
+mod worker;
 pub mod workload;
 
 use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
 
-use crate::io::probe::{self, Engine};
-use crate::io::{Epoll, PoolSize, Settings, Uring};
-use driver::Driver;
-use report::Report;
+pub use conductor::{Options, pin};
+use run::Summary;
 use workload::Plan;
 
-/// Why a run gave no report.
+/// Why a run gave no summary.
 #[derive(Debug)]
 pub enum Error {
     /// The plan is not one.
@@ -61,31 +70,11 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the plan on this thread. `interrupted` ends it early, with a report of what there was.
+/// Runs the plan. `interrupted` ends it early, with a summary of what there was.
 ///
 /// # Errors
-/// When the plan is wrong or the broker cannot be brought to the start line. What goes wrong later
-/// stands in the report.
-pub fn run(plan: &Plan, interrupted: &AtomicBool) -> Result<Report, Error> {
-    plan.check()?;
-    let settings = Settings {
-        uring_pool: PoolSize { count: 512, bytes: 16 * 1024 },
-        epoll_pool: PoolSize { count: 64, bytes: 64 * 1024 },
-        ..Settings::default()
-    };
-    // Falling back needs no word here: the report names what was used.
-    match probe::select(plan.io).map_err(Error::Plan)?.engine {
-        Engine::Uring => {
-            let backend = Uring::new(&settings).map_err(|error| refused("io_uring", error))?;
-            Driver::new(plan, backend, interrupted)?.run()
-        }
-        Engine::Epoll => {
-            let backend = Epoll::new(&settings).map_err(|error| refused("epoll", error))?;
-            Driver::new(plan, backend, interrupted)?.run()
-        }
-    }
-}
-
-fn refused(backend: &str, error: io::Error) -> Error {
-    Error::Io { doing: format!("use {backend}"), error }
+/// When the broker cannot be brought to the start line, or the run's folder not be written. What
+/// goes wrong later stands in the summary.
+pub fn run(plan: &Plan, options: Options, interrupted: &AtomicBool) -> Result<Summary, Error> {
+    conductor::run(plan, options, interrupted)
 }

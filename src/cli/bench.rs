@@ -1,20 +1,20 @@
 //! `noctule bench`: puts a load on a broker and says what it cost.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::{EXIT_USAGE, fail};
-use crate::bench::workload::{Load, Plan, Workload};
-use crate::bench::{self, Error};
-use crate::codec::mqtt::{QoS, Version};
-use crate::io;
+use crate::bench::run::RunFolder;
+use crate::bench::scenario::{Settings, Source};
+use crate::bench::workload::{Plan, Workload};
+use crate::bench::{self, Error, Options, report, sink};
 use crate::server::config::units::CpuList;
 
 /// Exit code of a run that failed, or that found lost, duplicated or reordered messages.
@@ -22,161 +22,136 @@ const EXIT_FAULTS: u8 = 1;
 
 /// One workload against one broker.
 #[derive(Args, Debug)]
+#[command(after_help = after_help())]
 pub struct Flags {
-    /// What to measure
-    #[arg(value_enum)]
-    workload: Shape,
-    /// The broker's host
-    #[arg(long, default_value = "127.0.0.1")]
-    host: String,
-    /// The broker's port
-    #[arg(long, default_value_t = 1883)]
-    port: u16,
+    /// A scenario file, or the name of a workload; flags override what the file says
+    #[arg(value_name = "SCENARIO|WORKLOAD", required_unless_present = "sink")]
+    what: Option<Source>,
+    /// Instead of generating, be a peer that only counts, on this address: to show what the
+    /// generator itself can do
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:1883",
+          conflicts_with = "what")]
+    sink: Option<SocketAddr>,
     /// The broker's process on this machine: its CPU time per message is the best figure there is
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", help_heading = "Broker")]
     broker_pid: Option<u32>,
-    /// Publishers, each with one subscriber: pairs and ping-pong
-    #[arg(long, default_value_t = 10)]
-    pairs: usize,
-    /// Publishers: fan-in
-    #[arg(long, default_value_t = 100)]
-    publishers: usize,
-    /// Subscribers: fan-out
-    #[arg(long, default_value_t = 100)]
-    subscribers: usize,
-    /// Of messages and subscriptions: 0, 1 or 2
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-    qos: u8,
-    /// Bytes of a message; the first 16 are for the accounting
-    #[arg(long, default_value_t = 64)]
-    payload: usize,
-    /// Closed loop: messages of each publisher that are under way, until all its subscribers have
-    /// them [default: 256 for pairs, 64 for fan-out and fan-in, 1 for ping-pong]
-    #[arg(long, conflicts_with = "rate")]
-    window: Option<u32>,
-    /// QoS 1 and 2: messages of each publisher that are unacknowledged
-    #[arg(long, default_value_t = 20)]
-    inflight: u16,
-    /// Open loop: messages published a second, in all, whatever the broker does; latency counts
-    /// from the intended time
-    #[arg(long)]
-    rate: Option<f64>,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 5.0)]
-    duration: f64,
-    /// Seconds before that
-    #[arg(long, default_value_t = 1.0)]
-    warm_up: f64,
-    /// Protocol version: 3.1, 3.1.1 or 5
-    #[arg(long, default_value = "3.1.1", value_parser = parse_version)]
-    mqtt: Version,
-    /// CPUs for the generator, like 1 or 0,2-5
-    #[arg(long)]
-    cpus: Option<CpuList>,
-    /// The generator's kernel interface: auto, uring or epoll
-    #[arg(long, default_value_t = io::Choice::Auto)]
-    io: io::Choice,
-    /// Print the result as JSON
-    #[arg(long)]
+    #[command(flatten)]
+    settings: Settings,
+    /// Keep the run in this folder, which must be empty or not there yet
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long, help_heading = "Output")]
     json: bool,
+    /// No live line, even on a terminal
+    #[arg(long, help_heading = "Output")]
+    quiet: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Shape {
-    /// Publishers with a topic and a subscriber each
-    Pairs,
-    /// Pairs with one message under way
-    PingPong,
-    /// One publisher, many subscribers
-    FanOut,
-    /// Many publishers, one subscriber
-    FanIn,
-}
-
-fn parse_version(text: &str) -> Result<Version, String> {
-    match text {
-        "3.1" => Ok(Version::V31),
-        "3.1.1" => Ok(Version::V311),
-        "5" | "5.0" => Ok(Version::V5),
-        _ => Err("3.1, 3.1.1 or 5".into()),
-    }
+fn after_help() -> String {
+    let lines = Workload::ALL.map(|workload| {
+        let (name, what) = workload.describe();
+        format!("  {name:<18}{what}\n")
+    });
+    format!("Workloads:\n{}\nScenarios to begin with are in perf/scenarios.", lines.concat())
 }
 
 /// Runs it and prints what it found.
 pub fn run(flags: Flags) -> ExitCode {
-    if let Some(cpus) = &flags.cpus
-        && let Err(error) = pin(cpus)
-    {
-        return fail(EXIT_USAGE, format!("--cpus {cpus}: {error}"));
+    if let Some(addr) = flags.sink {
+        return sink(addr, &flags);
     }
-    let json = flags.json;
-    let plan = match flags.into_plan() {
-        Ok(plan) => plan,
-        Err(message) => return fail(EXIT_USAGE, message),
+    let (json, out) = (flags.json, flags.out.clone());
+    let progress = !flags.quiet && std::io::stderr().is_terminal();
+    let scenario = match &flags.what {
+        Some(Source::Workload(workload)) => workload.to_string(),
+        Some(Source::File(path)) => {
+            path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        }
+        None => String::new(),
+    };
+    let prepared = flags.into_plan().and_then(|plan| {
+        let folder = out.map(RunFolder::create).transpose()?;
+        Ok((plan, Options { scenario, folder, progress }))
+    });
+    let (plan, options) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(EXIT_USAGE, error),
     };
     let interrupted = match interrupt_flag() {
         Ok(flag) => flag,
         Err(error) => return fail(EXIT_FAULTS, format!("handle Ctrl-C: {error}")),
     };
-    let report = match bench::run(&plan, &interrupted) {
-        Ok(report) => report,
+    let summary = match bench::run(&plan, options, &interrupted) {
+        Ok(summary) => summary,
         Err(error @ Error::Plan(_)) => return fail(EXIT_USAGE, error),
         Err(error) => return fail(EXIT_FAULTS, error),
     };
     let text = match json {
-        true => serde_json::to_string_pretty(&report).expect("invariant: a report is JSON") + "\n",
-        false => report.to_string(),
+        true => {
+            serde_json::to_string_pretty(&summary).expect("invariant: a summary is JSON") + "\n"
+        }
+        false => report::Text(&summary).to_string(),
     };
     // Whoever closed the pipe has read enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTS) }
+    if report::is_clean(&summary) { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTS) }
 }
 
 impl Flags {
-    fn into_plan(self) -> Result<Plan, String> {
-        let (workload, publishers, subscribers, window) = match self.workload {
-            Shape::Pairs => (Workload::Pairs, self.pairs, self.pairs, 256),
-            Shape::PingPong => (Workload::PingPong, self.pairs, self.pairs, 1),
-            Shape::FanOut => (Workload::FanOut, 1, self.subscribers, 64),
-            Shape::FanIn => (Workload::FanIn, self.publishers, 1, 64),
+    fn into_plan(self) -> Result<Plan, Error> {
+        let file = match self.what {
+            Some(Source::File(path)) => Settings::read(&path)?,
+            Some(Source::Workload(workload)) => {
+                Settings { workload: Some(workload), ..Settings::default() }
+            }
+            None => Settings::default(),
         };
-        let load = match (self.rate, self.window) {
-            (Some(rate), _) => Load::Open { rate },
-            (None, chosen) => Load::Closed { window: chosen.unwrap_or(window) },
-        };
-        Ok(Plan {
-            workload,
-            publishers,
-            subscribers,
-            qos: QoS::from_bits(self.qos).ok_or("--qos is 0, 1 or 2")?,
-            payload: self.payload,
-            load,
-            in_flight: self.inflight,
-            warm_up: seconds("--warm-up", self.warm_up)?,
-            duration: seconds("--duration", self.duration)?,
-            version: self.mqtt,
-            broker: resolve(&self.host, self.port)?,
-            broker_pid: self.broker_pid,
-            io: self.io,
-        })
+        let settings = self.settings.over(file);
+        let cpus = cpu_list(&settings)?;
+        Plan::new(settings, cpus, self.broker_pid, std::process::id())
     }
 }
 
-fn seconds(flag: &str, value: f64) -> Result<Duration, String> {
-    Duration::try_from_secs_f64(value).map_err(|error| format!("{flag} {value}: {error}"))
+fn cpu_list(settings: &Settings) -> Result<Vec<usize>, Error> {
+    let cpus = settings.cpus.as_deref().map(str::parse::<CpuList>).transpose();
+    let cpus = cpus.map_err(|error| Error::Plan(format!("cpus: {error}")))?;
+    Ok(cpus.map_or_else(Vec::new, |list| list.0))
 }
 
-fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
-    let mut found = (host, port).to_socket_addrs().map_err(|e| format!("--host {host}: {e}"))?;
-    found.next().ok_or_else(|| format!("--host {host} has no address"))
-}
-
-fn pin(cpus: &CpuList) -> rustix::io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    for cpu in &cpus.0 {
-        set.set(*cpu);
+/// Counts until it is interrupted, and prints what came.
+fn sink(addr: SocketAddr, flags: &Flags) -> ExitCode {
+    let run = || -> Result<sink::Counts, Error> {
+        if let Some(cpu) = cpu_list(&flags.settings)?.first() {
+            bench::pin(*cpu)?;
+        }
+        let io = flags.settings.io.as_deref().unwrap_or("auto").parse().map_err(Error::Plan)?;
+        let interrupted =
+            interrupt_flag().map_err(|error| Error::Io { doing: "handle Ctrl-C".into(), error })?;
+        let mut last = 0;
+        sink::run(
+            addr,
+            io,
+            &interrupted,
+            |addr| eprintln!("noctule: counting on {addr}"),
+            |counts| {
+                if counts.messages > last && !flags.quiet {
+                    eprintln!("noctule: {} messages in this second", counts.messages - last);
+                }
+                last = counts.messages;
+            },
+        )
+    };
+    match run() {
+        Ok(counts) => {
+            let text = serde_json::to_string(&counts).expect("invariant: counts are JSON");
+            // Whoever closed the pipe has read enough.
+            let _ = writeln!(std::io::stdout(), "{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error @ Error::Plan(_)) => fail(EXIT_USAGE, error),
+        Err(error) => fail(EXIT_FAULTS, error),
     }
-    rustix::thread::sched_setaffinity(None, &set)
 }
 
 /// Set by the first SIGINT or SIGTERM; the second ends the process.
@@ -193,6 +168,8 @@ fn interrupt_flag() -> std::io::Result<Arc<AtomicBool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::workload::{Load, Schedule};
+    use crate::codec::mqtt::Version;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -203,7 +180,8 @@ mod tests {
 
     fn plan(line: &str) -> Result<Plan, String> {
         let words = std::iter::once("bench").chain(line.split_whitespace());
-        Line::try_parse_from(words).map_err(|e| e.to_string())?.flags.into_plan()
+        let flags = Line::try_parse_from(words).map_err(|e| e.to_string())?.flags;
+        flags.into_plan().map_err(|error| error.to_string())
     }
 
     #[test]
@@ -213,20 +191,36 @@ mod tests {
             (plan.publishers, plan.subscribers, plan.load)
         };
         let closed = |window| Load::Closed { window };
+        let open = |rate| Load::Open { rate, schedule: Schedule::Constant };
         assert_eq!(shape("pairs --pairs 3"), (3, 3, closed(256)));
         assert_eq!(shape("ping-pong"), (10, 10, closed(1)));
         assert_eq!(shape("fan-out --subscribers 7 --window 9"), (1, 7, closed(9)));
         assert_eq!(shape("fan-in --publishers 5"), (5, 1, closed(64)));
-        assert_eq!(shape("pairs --rate 2e3"), (10, 10, Load::Open { rate: 2000.0 }));
+        assert_eq!(shape("pairs --rate 2e3"), (10, 10, open(2000.0)));
     }
 
     #[test]
     fn bad_flags_are_refused() {
-        let lines =
-            ["pairs --qos 3", "pairs --rate 1 --window 1", "pairs --duration -1", "pairs --mqtt 4"];
-        for line in lines {
+        for line in [
+            "pairs --qos 3",
+            "pairs --rate 1 --window 1",
+            "pairs --duration -1",
+            "pairs --mqtt 4",
+            "pairs --cpus x",
+            "no-such-file.toml",
+        ] {
             assert!(plan(line).is_err(), "{line}");
         }
         assert_eq!(plan("pairs --mqtt 5 --qos 2").unwrap().version, Version::V5);
+        assert_eq!(plan("pairs --cpus 0,2-3").unwrap().threads, 3);
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.toml");
+        std::fs::write(&path, "workload = \"pairs\"\npairs = 3\nrate = 5\n").unwrap();
+        let plan = plan(&format!("{} --window 7", path.display())).unwrap();
+        assert_eq!((plan.publishers, plan.load), (3, Load::Closed { window: 7 }));
     }
 }

@@ -46,7 +46,7 @@ enum Command {
     #[command(disable_help_flag = true)]
     Rr(Box<rr::RrFlags>),
     /// Put a load on a broker and say what it cost
-    Bench(bench::Flags),
+    Bench(Box<bench::Flags>),
     /// Hold runs of bench against each other
     Compare(compare::Flags),
     /// Try what the broker needs of this machine, and say what to do about the rest
@@ -59,7 +59,7 @@ pub fn run() -> ExitCode {
         None => serve::run_default(),
         Some(Command::Serve(flags)) => serve::run(*flags),
         Some(Command::Doctor(flags)) => doctor::run(&flags),
-        Some(Command::Bench(flags)) => bench::run(flags),
+        Some(Command::Bench(flags)) => bench::run(*flags),
         Some(Command::Compare(flags)) => compare::run(&flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),

@@ -4,7 +4,7 @@
 #![deny(unsafe_code)]
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -63,6 +63,44 @@ pub fn connect(addr: SocketAddr) -> io::Result<OwnedFd> {
     socket.set_tcp_nodelay(true)?;
     socket.connect(&addr.into())?;
     Ok(socket.into())
+}
+
+/// Begins to connect, with `TCP_NODELAY`, and does not wait: what is sent goes out when the peer
+/// has accepted, and a failure ends the first receive or send. With a `source` the connection comes
+/// from that address of this machine; each has its own 65,535 ports.
+///
+/// # Errors
+/// When the kernel refuses at once: no route, no port, no descriptor.
+pub fn begin_connect(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    if let Some(source) = source {
+        // The port is chosen by connect, which knows that one port can serve many peers.
+        bind_address_no_port(&socket);
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    match socket.connect(&addr.into()) {
+        Ok(()) => Ok(socket.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets `IP_BIND_ADDRESS_NO_PORT`. Without it there are fewer ports: advice.
+fn bind_address_no_port(socket: impl AsFd) {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel reads one int.
+    #[allow(unsafe_code)]
+    let _ = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
 }
 
 /// The other end of a TCP socket; `None` when it is gone already or has no such address.
@@ -263,6 +301,16 @@ mod tests {
         let (server, _) = listener.accept().unwrap();
         assert!(server.nodelay().unwrap());
         assert_eq!(peer_addr(&client), Some(addr));
+    }
+
+    #[test]
+    fn a_connection_begins_from_the_address_asked_for() {
+        let listener = listen(ANY_PORT, 1, 16).unwrap().remove(0);
+        listener.set_nonblocking(false).unwrap();
+        let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+        let _client = begin_connect(listener.local_addr().unwrap(), Some(source)).unwrap();
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip(), source);
     }
 
     #[test]

@@ -1,0 +1,982 @@
+//! One thread of the generator: its clients, its backend, its loop.
+//!
+//! It follows the phases that the conductor sets, and otherwise goes on by itself: what a tick's
+//! completions allow is published after all of them were handled, and leaves in one send per
+//! connection.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::Error;
+use super::conductor::add;
+use super::frames::plain_publish;
+use super::pace::mix;
+use super::peer::{After, Barrier, Link, Peer};
+use super::record::{Header, Receiver, histogram, nanos_between};
+use super::shared::{Phase, Role, Shared};
+use super::state::{State, Todo, may_publish};
+use super::workload::{Plan, Visit, Workload};
+use crate::buf::OutBuf;
+use crate::client::{Message, RequestError};
+use crate::clock::{self, Time};
+use crate::codec::mqtt::{Packet, Publish, PublishProperties, QoS, ReasonCode};
+use crate::ids::ConnId;
+use crate::io::{Backend, Completion, RecvEnd, RecvMode, Wait, Waker, socket};
+use crate::limits::{BENCH_GOODBYE, BENCH_OUT_BYTES_MARK, BENCH_STALL};
+
+/// Nothing is waited for longer than this, so that a missed word does no harm.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+/// One second of the interval log.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Memory that an idle connection's buffer keeps.
+const BUF_KEEP: usize = 64 * 1024;
+
+/// What a thread says while it runs.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// A second is over.
+    Interval(Box<Interval>),
+    /// The run cannot go on.
+    Failed(String),
+}
+
+/// What happened in one second.
+#[derive(Clone, Debug)]
+pub(super) struct Interval {
+    /// Which, from 0.
+    pub(super) index: usize,
+    pub(super) latency: Histogram<u64>,
+    pub(super) visit_latency: Histogram<u64>,
+    /// Intended send to actual send.
+    pub(super) lateness: Histogram<u64>,
+}
+
+impl Interval {
+    /// Adds the same second of another thread.
+    pub(super) fn add(&mut self, other: &Self) {
+        add(&mut self.latency, &other.latency);
+        add(&mut self.visit_latency, &other.visit_latency);
+        add(&mut self.lateness, &other.lateness);
+    }
+}
+
+/// What a thread found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) receiver: Receiver,
+    /// Messages sent, by publisher: its number and how many.
+    pub(super) sent: Vec<(u32, u32)>,
+    /// Messages sent while measuring.
+    pub(super) published: u64,
+    /// Visits that ended while measuring.
+    pub(super) visited: u64,
+    pub(super) connect_latency: Histogram<u64>,
+    pub(super) stalls: u64,
+    pub(super) unsent: u64,
+    pub(super) slow_dismissed: u64,
+    /// Part of a CPU that the thread used while measuring.
+    pub(super) cpu_share: f64,
+}
+
+/// What is sent of a publisher's messages, but for the header.
+struct Source {
+    /// All up to the payload, by size; empty where messages are encoded one by one.
+    heads: Vec<Vec<u8>>,
+    topic: String,
+}
+
+/// One thread of the generator.
+pub(super) struct Worker<'a, B> {
+    plan: &'a Plan,
+    shared: &'a Shared,
+    thread: usize,
+    words: Sender<Word>,
+    backend: B,
+    completions: Vec<Completion>,
+    peers: Vec<Peer>,
+    /// Where publishers and visitors begin in `peers`.
+    publishers_at: usize,
+    visitors_at: usize,
+    sources: Vec<Source>,
+    /// The bytes of all payloads.
+    filler: Vec<u8>,
+    dirty: Vec<u32>,
+    state: State<'a>,
+    to_connect: VecDeque<u32>,
+    /// Slow subscribers that rest, with the end of their rest.
+    resting: VecDeque<(Time, u32)>,
+    open_conns: usize,
+    /// Of what is published in this tick, when it was to be.
+    sent_now: Vec<Time>,
+    lateness: Histogram<u64>,
+    sent: u64,
+    published: u64,
+    stalls: u64,
+    /// What other threads had said of our publishers, by thread and publisher.
+    heard: Vec<(u64, Vec<u64>)>,
+    next_interval: Time,
+    interval: usize,
+    /// When it was first looked at while measuring, with the CPU time then, and the last.
+    cpu: Option<[(Time, Duration); 2]>,
+    settled_at: Time,
+    goodbye_until: Time,
+    said_failed: bool,
+}
+
+impl<'a, B: Backend> Worker<'a, B> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        shared: &'a Shared,
+        thread: usize,
+        backend: B,
+        words: Sender<Word>,
+    ) -> Self {
+        let seating = super::shared::Seating::new(plan);
+        let seats = seating.seats(plan, thread);
+        let peers: Vec<_> = seats.into_iter().map(|seat| Peer::new(plan, seat)).collect();
+        let first = |roles: [Role; 2]| peers.iter().position(|p| roles.contains(&p.seat.role));
+        let publishers_at = first([Role::Publisher, Role::Requester]).unwrap_or(0);
+        let visitors_at = first([Role::Visitor; 2]).unwrap_or(0);
+        let state = State::new(plan, thread, shared.crosses);
+        let sources = seating.publishers(thread, plan.publishers);
+        let sources: Vec<_> = sources.into_iter().map(|p| Source::new(plan, p as usize)).collect();
+        let here = sources.len();
+        let to_connect = (0..peers.len() as u32)
+            .filter(|index| peers[*index as usize].is_in_set_up(plan))
+            .collect();
+        Self {
+            plan,
+            shared,
+            thread,
+            words,
+            backend,
+            completions: Vec::new(),
+            peers,
+            publishers_at,
+            visitors_at,
+            sources,
+            filler: vec![0x5a; plan.payload.iter().copied().max().unwrap_or(0)],
+            dirty: Vec::new(),
+            state,
+            to_connect,
+            resting: VecDeque::new(),
+            open_conns: 0,
+            sent_now: Vec::new(),
+            lateness: histogram(),
+            sent: 0,
+            published: 0,
+            stalls: 0,
+            heard: vec![(0, vec![0; if shared.crosses { here } else { 0 }]); plan.threads],
+            next_interval: Time::MAX,
+            interval: 0,
+            cpu: None,
+            settled_at: Time::ZERO,
+            goodbye_until: Time::MAX,
+            said_failed: false,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Found, Error> {
+        // A late wake-up is a late message: ask for exact ones.
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+        self.shared.set_waker(self.thread, self.backend.waker());
+        loop {
+            self.follow_phase();
+            let now = clock::now();
+            match self.state.phase {
+                Phase::SetUp | Phase::Replay => self.connect_due(now),
+                Phase::Load | Phase::Drain => self.work(now),
+                Phase::CleanUp => {
+                    self.connect_due(now);
+                    self.clear_stored(now);
+                }
+                Phase::Goodbye => {}
+            }
+            if self.state.phase == Phase::Goodbye && self.has_left(now) {
+                break;
+            }
+            self.resume_slow(now);
+            self.do_todo();
+            self.flush();
+            self.note_lateness();
+            self.report(now);
+            let wait = self.wait(now);
+            self.tick(wait)?;
+        }
+        Ok(self.into_found())
+    }
+
+    fn into_found(mut self) -> Found {
+        let numbers =
+            super::shared::Seating::new(self.plan).publishers(self.thread, self.plan.publishers);
+        let sent = (0..numbers.len()).map(|p| (numbers[p], self.state.pace.begun(p))).collect();
+        let cpu_share = self.cpu.map_or(0.0, |[(from, before), (to, after)]| {
+            let elapsed = to.since(from).as_secs_f64();
+            if elapsed > 0.0 { after.saturating_sub(before).as_secs_f64() / elapsed } else { 0.0 }
+        });
+        Found {
+            sent,
+            published: self.published,
+            visited: self.state.visited,
+            unsent: self.state.pace.count_unsent() + self.state.visits.count_unsent(),
+            stalls: self.stalls,
+            slow_dismissed: self.state.slow_dismissed,
+            connect_latency: self.state.connect_latency,
+            receiver: self.state.receiver,
+            cpu_share,
+        }
+    }
+
+    // ---- phases ----
+
+    fn follow_phase(&mut self) {
+        let phase = self.shared.phase();
+        if phase == self.state.phase {
+            return;
+        }
+        let now = clock::now();
+        self.state.phase = phase;
+        self.state.done = 0;
+        match phase {
+            Phase::SetUp | Phase::Drain => {}
+            Phase::Load => {
+                let (start, from, to) = self.shared.times();
+                self.state.start(start, from, to);
+                self.next_interval = from + INTERVAL;
+            }
+            Phase::Replay => self.begin_replay(now),
+            Phase::CleanUp => self.begin_clean_up(now),
+            Phase::Goodbye => self.begin_goodbye(now),
+        }
+    }
+
+    /// Subscribers subscribe, or come back to their sessions.
+    fn begin_replay(&mut self, now: Time) {
+        self.state.last_arrival = now;
+        for index in 0..self.peers.len() {
+            if self.peers[index].seat.role != Role::Subscriber {
+                continue;
+            }
+            self.peers[index].life.since = Some(now);
+            if self.plan.workload == Workload::Offline {
+                self.peers[index].life.up = false;
+                self.to_connect.push_back(index as u32);
+                continue;
+            }
+            let Peer { seat, life, client, .. } = &mut self.peers[index];
+            let filters = self.plan.layout().filters(seat.number as usize);
+            self.state.subscribe(now, (*seat, life), client, &filters);
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Retained messages are removed, sessions ended.
+    fn begin_clean_up(&mut self, now: Time) {
+        for index in 0..self.peers.len() {
+            let peer = &mut self.peers[index];
+            match (self.plan.workload, peer.seat.role) {
+                (Workload::Offline, Role::Subscriber) => {
+                    peer.life.after = After::EndSession;
+                    match peer.link {
+                        Link::Open => self.state.todo.push((index as u32, Todo::Leave)),
+                        Link::Down => self.on_closed(index, now),
+                        Link::Closing => {}
+                    }
+                }
+                (Workload::Retained, Role::Publisher) => peer.life.barrier = Barrier::None,
+                _ => {}
+            }
+        }
+    }
+
+    fn begin_goodbye(&mut self, now: Time) {
+        self.goodbye_until = now + BENCH_GOODBYE;
+        for index in 0..self.peers.len() {
+            self.peers[index].life.after = After::Nothing;
+            if self.peers[index].link == Link::Open {
+                self.state.todo.push((index as u32, Todo::Leave));
+            }
+        }
+    }
+
+    fn has_left(&mut self, now: Time) -> bool {
+        if now < self.goodbye_until {
+            return self.open_conns == 0;
+        }
+        // Who does not read keeps nobody.
+        for index in 0..self.peers.len() {
+            if self.peers[index].link == Link::Open {
+                self.close(index);
+            }
+        }
+        now >= self.goodbye_until + BENCH_GOODBYE || self.open_conns == 0
+    }
+
+    /// Connects who is to connect, as the ramp or the number of those under way allows.
+    fn connect_due(&mut self, now: Time) {
+        while let Some(index) = self.to_connect.front().copied() {
+            let order = self.peers[index as usize].seat.order;
+            let intended = match (self.state.phase, self.plan.settings.ramp) {
+                (Phase::SetUp, Some(ramp)) => {
+                    let after = Duration::from_secs_f64(f64::from(order) / ramp);
+                    self.shared.set_up_at + after
+                }
+                (Phase::SetUp, None) => {
+                    let most =
+                        self.plan.settings.connecting.unwrap_or(1).div_ceil(self.plan.threads);
+                    if self.state.connecting >= most {
+                        return;
+                    }
+                    now
+                }
+                _ => now,
+            };
+            if intended > now {
+                return;
+            }
+            self.to_connect.pop_front();
+            self.open(index as usize, intended);
+            if self.state.failure.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Messages and visits that are due.
+    fn work(&mut self, now: Time) {
+        let (start, _, to) = self.shared.times();
+        if now < start {
+            return;
+        }
+        self.state.pace.set_end(to);
+        self.state.visits.set_end(to);
+        if self.state.receiver.measured.end > to {
+            self.state.receiver.measured.end = to;
+        }
+        self.hear_others();
+        let State { pace, visits, ready, visitors_ready, .. } = &mut self.state;
+        pace.advance(now, |publisher| ready.push(publisher));
+        visits.advance(now, |visitor| visitors_ready.push(visitor));
+        while let Some(publisher) = self.state.ready.pop() {
+            self.publish(publisher);
+        }
+        while let Some(visitor) = self.state.visitors_ready.pop() {
+            self.visit(visitor);
+        }
+        self.notice_stall(now);
+    }
+
+    /// In the closed loop a lost message takes its place in the window with it. When nothing has
+    /// come for long, all that is under way is given up, and counted as lost if it never comes.
+    fn notice_stall(&mut self, now: Time) {
+        let quiet = now.since(self.state.last_arrival) >= BENCH_STALL;
+        let waits = self.state.phase == Phase::Load && !self.plan.is_bounded();
+        if quiet && waits && !self.state.pace.is_open() {
+            if self.state.pace.write_off() {
+                self.stalls += 1;
+            }
+            self.state.last_arrival = now;
+            self.state.ready.push_all();
+        }
+    }
+
+    /// What has come on other threads to subscribers of our publishers.
+    fn hear_others(&mut self) {
+        if !self.shared.crosses {
+            return;
+        }
+        let seating = super::shared::Seating::new(self.plan);
+        for (thread, board) in self.shared.boards.iter().enumerate() {
+            let version = board.version.load(Ordering::SeqCst);
+            let (seen, counts) = &mut self.heard[thread];
+            if thread == self.thread || std::mem::replace(seen, version) == version {
+                continue;
+            }
+            let numbers = seating.publishers(self.thread, self.plan.publishers);
+            for (place, number) in numbers.into_iter().enumerate() {
+                let count = board.completed[number as usize].load(Ordering::Acquire);
+                let news = count - std::mem::replace(&mut counts[place], count);
+                if news > 0 {
+                    self.state.pace.complete(place, news);
+                    self.state.ready.push(place);
+                    self.state.last_arrival = clock::now();
+                }
+            }
+        }
+    }
+
+    // ---- publishing ----
+
+    /// Publishes as much as pace, window and buffer allow.
+    fn publish(&mut self, publisher: usize) {
+        let now = clock::now();
+        let peer = &mut self.peers[self.publishers_at + publisher];
+        let source = &mut self.sources[publisher];
+        let plan = self.plan;
+        let number = peer.seat.number;
+        let (sizes, with_header) = (&plan.payload, plan.has_header());
+        let open = self.state.pace.is_open();
+        let before = self.sent;
+        // Whatever stops it calls for this publisher again: Sent, Acked, the pace.
+        while peer.client.out.len() < BENCH_OUT_BYTES_MARK && may_publish(&peer.client, plan.qos) {
+            let Some(intended) = self.state.pace.due(publisher, now) else { break };
+            let sequence = self.state.pace.begun(publisher);
+            let kind = if sizes.len() == 1 { 0 } else { size_of(number, sequence, sizes.len()) };
+            let size = sizes[kind];
+            let header = Header { publisher: number, sequence, intended };
+            if let Some(head) = source.heads.get(kind) {
+                let out = &mut peer.client.out;
+                out.extend_from_slice(head);
+                let at = out.len();
+                out.extend_from_slice(&self.filler[..size]);
+                if with_header {
+                    header.write(&mut out[at..]);
+                }
+            } else {
+                if with_header {
+                    header.write(&mut self.filler);
+                }
+                if plan.layout().has_many_topics() {
+                    plan.layout().write_topic(number as usize, sequence, &mut source.topic);
+                }
+                let message = Message {
+                    retain: plan.workload == Workload::Retained,
+                    ..Message::new(&source.topic, &self.filler[..size], plan.qos)
+                };
+                match peer.client.publish(now, &message) {
+                    Ok(id) => self.state.on_stored(publisher, id, intended),
+                    Err(RequestError::WindowFull) => break,
+                    Err(error) => {
+                        self.state.fail(format!("publisher {number}: {error}"));
+                        break;
+                    }
+                }
+            }
+            self.state.pace.begin(publisher);
+            self.sent += 1;
+            if open {
+                self.sent_now.push(intended);
+            }
+        }
+        self.state.pace.rearm(publisher, now);
+        let sent = self.sent - before;
+        if sent > 0 {
+            self.published += if self.state.receiver.measured.contains(&now) { sent } else { 0 };
+            self.mark_dirty(self.publishers_at + publisher);
+        }
+        self.ask_if_stored(publisher, now);
+    }
+
+    /// At QoS 0 nobody says that a message was stored: a ping behind the last one does.
+    fn ask_if_stored(&mut self, publisher: usize, now: Time) {
+        let plan = self.plan;
+        if !plan.is_bounded() || plan.qos != QoS::AtMostOnce {
+            return;
+        }
+        let index = self.publishers_at + publisher;
+        let peer = &mut self.peers[index];
+        let all = self.state.pace.begun(publisher) >= plan.messages_each;
+        if all && peer.life.barrier == Barrier::None && peer.client.ping(now).is_ok() {
+            peer.life.barrier = Barrier::Asked;
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Removes the retained messages of this run, with empty ones.
+    fn clear_stored(&mut self, now: Time) {
+        if self.plan.workload != Workload::Retained {
+            return;
+        }
+        for publisher in 0..self.sources.len() {
+            let index = self.publishers_at + publisher;
+            let all = self.state.pace.begun(publisher);
+            let peer = &mut self.peers[index];
+            let topic = &mut self.sources[publisher].topic;
+            let mut any = false;
+            while peer.life.cleared < all && peer.client.out.len() < BENCH_OUT_BYTES_MARK {
+                let number = peer.seat.number as usize;
+                self.plan.layout().write_topic(number, peer.life.cleared, topic);
+                let message = Message { retain: true, ..Message::new(topic, &[], QoS::AtMostOnce) };
+                if peer.client.publish(now, &message).is_err() {
+                    break;
+                }
+                peer.life.cleared += 1;
+                any = true;
+            }
+            let asked = peer.life.barrier != Barrier::None;
+            if peer.life.cleared == all && !asked && peer.client.ping(now).is_ok() {
+                peer.life.barrier = Barrier::Asked;
+                any = true;
+            }
+            if any {
+                self.mark_dirty(index);
+            }
+        }
+    }
+
+    // ---- visits ----
+
+    /// Begins the visitor's next visit, if it is due and the last one is over.
+    fn visit(&mut self, visitor: usize) {
+        let now = clock::now();
+        let index = self.visitors_at + visitor;
+        let peer = &mut self.peers[index];
+        if peer.life.busy {
+            return;
+        }
+        let kind = self.plan.visit();
+        let fits = match kind {
+            Visit::Stay => false,
+            Visit::Ping | Visit::Reconnect => peer.link == Link::Open && peer.client.is_connected(),
+            Visit::Session => peer.link == Link::Down,
+        };
+        let Some(intended) = self.state.visits.due(visitor, now).filter(|_| fits) else {
+            self.state.visits.rearm(visitor, now);
+            return;
+        };
+        self.state.visits.begin(visitor);
+        self.state.visits.rearm(visitor, now);
+        if self.state.visits.is_open() {
+            self.sent_now.push(intended);
+        }
+        let life = &mut peer.life;
+        (life.busy, life.intended) = (true, intended);
+        match kind {
+            Visit::Stay => {}
+            Visit::Ping => {
+                // A ping fails only without connection, which was looked at.
+                let _ = peer.client.ping(now);
+                self.mark_dirty(index);
+            }
+            Visit::Reconnect => {
+                life.after = After::Return;
+                life.leaving = true;
+                self.state.todo.push((index as u32, Todo::Drop));
+            }
+            Visit::Session => self.open(index, intended),
+        }
+    }
+
+    // ---- connections ----
+
+    fn open(&mut self, index: usize, intended: Time) {
+        let addr = self.plan.broker;
+        let order = self.peers[index].seat.order;
+        let source = self.plan.settings.sources.map(|count| {
+            let last = 1 + order % u32::from(count);
+            IpAddr::V4(Ipv4Addr::new(127, 0, 0, last as u8))
+        });
+        let peer = &mut self.peers[index];
+        let conn = peer.conn(index);
+        let opened = socket::begin_connect(addr, source)
+            .and_then(|socket| self.backend.add_socket(conn, socket));
+        if let Err(error) = opened {
+            return self.state.fail(format!("connect to {addr}: {error}"));
+        }
+        let mode = if peer.slow { RecvMode::Once } else { RecvMode::Multi };
+        self.backend.recv(conn, mode);
+        peer.link = Link::Open;
+        peer.life.intended = intended;
+        peer.life.leaving = false;
+        peer.frames.reset();
+        peer.client.connect(clock::now());
+        self.open_conns += 1;
+        self.state.connecting += 1;
+        self.mark_dirty(index);
+    }
+
+    fn close(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.life.leaving = true;
+        peer.link = Link::Closing;
+        self.backend.close(peer.conn(index));
+    }
+
+    fn do_todo(&mut self) {
+        let now = clock::now();
+        while let Some((index, todo)) = self.state.todo.pop() {
+            let index = index as usize;
+            let peer = &mut self.peers[index];
+            if peer.link != Link::Open {
+                continue;
+            }
+            peer.life.leaving = true;
+            if todo == Todo::Leave {
+                peer.client.disconnect(now, ReasonCode::NORMAL_DISCONNECTION);
+                // Closed when that was sent.
+                if !peer.client.out.is_empty() || peer.buf.is_none() {
+                    self.mark_dirty(index);
+                    continue;
+                }
+            }
+            self.close(index);
+        }
+    }
+
+    /// The socket is gone.
+    fn on_closed(&mut self, index: usize, now: Time) {
+        let Self { peers, state, .. } = self;
+        let Peer { client, seat, life, .. } = &mut peers[index];
+        life.leaving = true;
+        client.handle_closed(&mut |client, event| {
+            state.on_event(now, index, (*seat, life), client, event);
+        });
+        let peer = &mut peers[index];
+        // Its buffer may have gone down with it.
+        peer.buf.get_or_insert_with(OutBuf::new);
+        peer.client.out.clear();
+        match std::mem::replace(&mut peer.life.after, After::Nothing) {
+            After::Nothing => {}
+            After::Absent => state.done += 1,
+            After::NextVisit => {
+                peer.life.busy = false;
+                state.visitors_ready.push(peer.seat.local as usize);
+            }
+            After::Return => {
+                let intended = peer.life.intended;
+                self.open(index, intended);
+            }
+            After::EndSession => {
+                let options = peer.client.options_mut();
+                options.clean_start = true;
+                options.session_expiry_interval = 0;
+                self.to_connect.push_back(index as u32);
+            }
+        }
+    }
+
+    fn mark_dirty(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.peers[index].dirty, true) {
+            self.dirty.push(index as u32);
+        }
+    }
+
+    /// One send for each peer with something to say and nothing on its way.
+    fn flush(&mut self) {
+        for index in self.dirty.drain(..) {
+            let peer = &mut self.peers[index as usize];
+            peer.dirty = false;
+            if peer.client.out.is_empty() || peer.link != Link::Open {
+                continue;
+            }
+            // Without its buffer it is sending, and the end of that marks it dirty again.
+            if let Some(mut buf) = peer.buf.take() {
+                std::mem::swap(buf.tail(), &mut peer.client.out);
+                self.backend.send(peer.conn(index as usize), buf);
+            }
+        }
+    }
+
+    /// What was published in this tick is with the kernel, or as good as.
+    fn note_lateness(&mut self) {
+        if self.sent_now.is_empty() {
+            return;
+        }
+        let now = clock::now();
+        for intended in self.sent_now.drain(..) {
+            if self.state.receiver.measured.contains(&intended) {
+                self.lateness.saturating_record(nanos_between(intended, now));
+            }
+        }
+    }
+
+    /// Slow subscribers whose rest is over read on.
+    fn resume_slow(&mut self, now: Time) {
+        while let Some((until, index)) = self.resting.front().copied() {
+            if until > now {
+                return;
+            }
+            self.resting.pop_front();
+            let peer = &self.peers[index as usize];
+            if peer.link == Link::Open {
+                self.backend.recv(peer.conn(index as usize), RecvMode::Once);
+            }
+        }
+    }
+
+    // ---- what others see ----
+
+    fn report(&mut self, now: Time) {
+        let board = &self.shared.boards[self.thread];
+        let state = &mut self.state;
+        let ready = (state.phase as u64) << 32 | state.done;
+        board.ready.store(ready, Ordering::Release);
+        board.sent.store(self.sent, Ordering::Release);
+        board.stored.store(state.stored, Ordering::Release);
+        board.arrived.store(state.receiver.arrived, Ordering::Release);
+        board.last_arrival.store(state.last_arrival.as_nanos(), Ordering::Release);
+        if state.phase == Phase::Drain && now >= self.settled_at {
+            let settled = state.pace.is_settled() && state.visits.is_settled();
+            board.settled.store(settled, Ordering::Release);
+            self.settled_at = now + Duration::from_millis(5);
+        }
+        if self.shared.crosses {
+            self.tell_others();
+        }
+        let (_, from, to) = self.shared.times();
+        if self.state.phase == Phase::Load && now >= from && (now <= to || self.cpu.is_none()) {
+            self.note_cpu(now);
+        }
+        if now >= self.next_interval {
+            if let Some(missing) = self.state.receiver.missing() {
+                board.missing.store(missing, Ordering::Release);
+            }
+            self.end_interval();
+            self.next_interval = self.next_interval + INTERVAL;
+        }
+        if self.state.phase == Phase::Goodbye && self.next_interval != Time::MAX {
+            self.end_interval();
+            self.next_interval = Time::MAX;
+        }
+        if let Some(failure) = self.state.failure.as_ref().filter(|_| !self.said_failed) {
+            self.said_failed = true;
+            // Nobody listens any more: then it is of no interest.
+            let _ = self.words.send(Word::Failed(failure.clone()));
+        }
+    }
+
+    fn note_cpu(&mut self, now: Time) {
+        // Often enough that the last look is near the end, seldom enough to cost nothing.
+        if self.cpu.is_some_and(|[_, (last, _)]| now.since(last) < Duration::from_millis(5)) {
+            return;
+        }
+        let look = (now, clock::thread_cpu());
+        self.cpu = Some([self.cpu.map_or(look, |[first, _]| first), look]);
+    }
+
+    fn tell_others(&mut self) {
+        let board = &self.shared.boards[self.thread];
+        let mut any = false;
+        while let Some(publisher) = self.state.elsewhere_changed.pop() {
+            let count = self.state.elsewhere[publisher];
+            board.completed[publisher].store(count, Ordering::Release);
+            any = true;
+        }
+        if !any {
+            return;
+        }
+        let version = board.version.load(Ordering::Relaxed) + 1;
+        board.version.store(version, Ordering::SeqCst);
+        for (thread, other) in self.shared.boards.iter().enumerate() {
+            if thread != self.thread
+                && other.sleeps.load(Ordering::SeqCst)
+                && let Some(waker) = self.shared.waker(thread)
+            {
+                other.sleeps.store(false, Ordering::SeqCst);
+                Waker::wake(&waker);
+            }
+        }
+    }
+
+    fn end_interval(&mut self) {
+        let state = &mut self.state;
+        let interval = Interval {
+            index: self.interval,
+            latency: std::mem::replace(&mut state.receiver.latency, histogram()),
+            visit_latency: std::mem::replace(&mut state.visit_latency, histogram()),
+            lateness: std::mem::replace(&mut self.lateness, histogram()),
+        };
+        self.interval += 1;
+        let _ = self.words.send(Word::Interval(Box::new(interval)));
+    }
+
+    // ---- the kernel ----
+
+    /// How long the next poll may wait.
+    fn wait(&self, now: Time) -> Wait {
+        let mut until = now + WAIT_MAX;
+        let sooner = |until: Time, at: Option<Time>| at.map_or(until, |at| at.min(until));
+        let mut due = None;
+        match self.state.phase {
+            Phase::Load if now < self.shared.times().0 => due = Some(self.shared.times().0),
+            Phase::Load | Phase::Drain => {
+                due = self.state.pace.next_due();
+                due = match (due, self.state.visits.next_due()) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+                until = until.min(self.next_interval);
+            }
+            Phase::SetUp => {
+                if let (Some(index), Some(ramp)) =
+                    (self.to_connect.front(), self.plan.settings.ramp)
+                {
+                    let order = f64::from(self.peers[*index as usize].seat.order);
+                    due = Some(self.shared.set_up_at + Duration::from_secs_f64(order / ramp));
+                }
+            }
+            _ => {}
+        }
+        until = sooner(until, self.resting.front().map(|(at, _)| *at));
+        let Some(due) = due else { return Wait::Until(until) };
+        // Where a wait is rounded up, or waking takes longer than what is left, spin instead.
+        let spin = match self.backend.name() {
+            "epoll" => Duration::from_micros(1100),
+            _ => Duration::from_micros(60),
+        };
+        if due <= now + spin { Wait::None } else { Wait::Until(until.min(due - spin)) }
+    }
+
+    fn tick(&mut self, mut wait: Wait) -> Result<(), Error> {
+        let board = &self.shared.boards[self.thread];
+        if self.shared.crosses && wait != Wait::None {
+            board.sleeps.store(true, Ordering::SeqCst);
+            let heard = self.heard.iter().map(|(version, _)| *version).enumerate();
+            let news = heard.into_iter().any(|(thread, version)| {
+                let board = &self.shared.boards[thread];
+                thread != self.thread && board.version.load(Ordering::SeqCst) != version
+            });
+            if news {
+                wait = Wait::None;
+            }
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        self.backend
+            .poll(wait, &mut completions)
+            .map_err(|error| Error::Io { doing: "wait for the kernel".into(), error })?;
+        if self.shared.crosses {
+            board.sleeps.store(false, Ordering::SeqCst);
+        }
+        // What came may be of a phase that another thread has begun already.
+        self.follow_phase();
+        for completion in completions.drain(..) {
+            self.on_completion(completion);
+        }
+        self.completions = completions;
+        Ok(())
+    }
+
+    fn on_completion(&mut self, completion: Completion) {
+        match completion {
+            Completion::Received { conn, buf } => {
+                if self.is_current(conn) {
+                    self.on_received(conn.index as usize, &buf);
+                }
+                self.backend.release(buf);
+            }
+            Completion::Sent { conn, buf, result } if self.is_current(conn) => {
+                self.on_sent(conn.index as usize, buf, result);
+            }
+            Completion::RecvEnded { conn, reason } if self.is_current(conn) => {
+                let error = match reason {
+                    RecvEnd::Error(error) => Some(error),
+                    RecvEnd::Eof | RecvEnd::Cancelled => None,
+                };
+                self.on_network_end(conn.index as usize, error);
+            }
+            Completion::Closed { conn } => {
+                let index = conn.index as usize;
+                let peer = &mut self.peers[index];
+                peer.link = Link::Down;
+                peer.generation = (peer.generation + 1) % ConnId::GENERATIONS;
+                self.open_conns -= 1;
+                self.on_closed(index, clock::now());
+            }
+            _ => {}
+        }
+    }
+
+    fn is_current(&self, conn: ConnId) -> bool {
+        let peer = &self.peers[conn.index as usize];
+        peer.generation == conn.generation && peer.link == Link::Open
+    }
+
+    fn on_received(&mut self, index: usize, buf: &crate::io::RecvBuf) {
+        let now = clock::now();
+        let version = self.plan.version;
+        let Self { peers, state, backend, .. } = self;
+        let Peer { client, frames, seat, life, .. } = &mut peers[index];
+        let hears =
+            matches!(seat.role, Role::Subscriber | Role::Requester) && client.is_connected();
+        let result = frames.feed(backend.bytes(buf), |frame| {
+            if hears && let Some((_, payload)) = plain_publish(frame, version) {
+                return state.on_payload(now, *seat, life, payload);
+            }
+            client.handle_bytes(now, frame, &mut |client, event| {
+                state.on_event(now, index, (*seat, life), client, event);
+            });
+        });
+        if let Err(error) = result {
+            let name = super::state::name(*seat);
+            state.fail(format!("{name}: the broker sent a {error}"));
+        }
+        let peer = &self.peers[index];
+        if !peer.client.out.is_empty() {
+            self.mark_dirty(index);
+        }
+        let peer = &self.peers[index];
+        if peer.slow && peer.link == Link::Open {
+            self.resting.push_back((now + self.plan.slow_pause, index as u32));
+        }
+    }
+
+    fn on_sent(&mut self, index: usize, mut buf: OutBuf, result: std::io::Result<()>) {
+        buf.clear();
+        buf.shrink(BUF_KEEP.max(buf.capacity().min(2 * BENCH_OUT_BYTES_MARK)));
+        let peer = &mut self.peers[index];
+        peer.buf = Some(buf);
+        if let Err(error) = result {
+            return self.on_network_end(index, Some(error));
+        }
+        let role = peer.seat.role;
+        let local = peer.seat.local as usize;
+        if !peer.client.out.is_empty() {
+            self.mark_dirty(index);
+        } else if peer.life.leaving {
+            self.close(index);
+        }
+        if matches!(role, Role::Publisher | Role::Requester) {
+            self.state.ready.push(local);
+        }
+    }
+
+    fn on_network_end(&mut self, index: usize, error: Option<std::io::Error>) {
+        let now = clock::now();
+        let addr = self.plan.broker;
+        let Self { peers, state, .. } = self;
+        let Peer { client, seat, life, .. } = &mut peers[index];
+        if let Some(error) = error.filter(|_| !client.is_connected() && !life.leaving) {
+            state.fail(format!("connect to {addr}: {error}"));
+        }
+        client.handle_closed(&mut |client, event| {
+            state.on_event(now, index, (*seat, life), client, event);
+        });
+        self.close(index);
+    }
+}
+
+impl Source {
+    fn new(plan: &Plan, publisher: usize) -> Self {
+        let topic = plan.layout().fixed_topic(publisher).unwrap_or_default();
+        let plain = plan.qos == QoS::AtMostOnce && !topic.is_empty() && !plan.is_bounded();
+        let head = |size: &usize| {
+            let mut head = Vec::new();
+            let payload = vec![0; *size];
+            let packet = Publish {
+                dup: false,
+                qos: QoS::AtMostOnce,
+                retain: false,
+                topic: &topic,
+                packet_id: None,
+                properties: PublishProperties::default(),
+                payload: &payload,
+            };
+            Packet::Publish(packet).encode(plan.version, &mut head);
+            head.truncate(head.len() - size);
+            head
+        };
+        let heads = if plain { plan.payload.iter().map(head).collect() } else { Vec::new() };
+        Self { heads, topic }
+    }
+}
+
+/// Which of so many sizes the message has.
+fn size_of(publisher: u32, sequence: u32, sizes: usize) -> usize {
+    (mix(u64::from(publisher) << 32 | u64::from(sequence)) % sizes as u64) as usize
+}
