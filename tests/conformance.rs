@@ -66,6 +66,7 @@ fn on_demand() {
             let log = std::env::var(LOG).expect(LOG);
             let log = std::fs::read_to_string(&log).expect(&log);
             hold(&page::not_passed(&tests, &page::outcomes(&log)));
+            hold(&page::without_test(&catalogue, &tests));
             page::page(&catalogue, &tests)
         }
         other => panic!("{MODE}={other}"),
@@ -164,6 +165,8 @@ fn what_is_missing() {
     let missing = |tests: &[Test]| page::missing(&small(), tests).len();
     assert_eq!(missing(&[]), 8);
     assert_eq!(missing(&[citing(Kind::V5, &["1-1"]), citing(Kind::Family, &["1-1", "1-2"])]), 5);
+    let errors = page::without_test(&small(), &[]);
+    assert!(errors.len() == 8 && errors[0].contains("v5: 1-1 has no test"), "{errors:?}");
 }
 
 #[test]

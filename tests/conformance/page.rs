@@ -72,6 +72,15 @@ pub fn missing<'a>(catalogue: &'a Catalogue, tests: &[Test]) -> Vec<(Kind, &'a s
     missing
 }
 
+/// The same as errors: a page is whole, or there is none.
+pub fn without_test(catalogue: &Catalogue, tests: &[Test]) -> Vec<String> {
+    let missing = missing(catalogue, tests).into_iter();
+    let error = |(kind, id, text): (Kind, &str, &str)| {
+        format!("{}: {id} has no test, and {} has no reason: {text}", kind.key(), kind.file())
+    };
+    missing.map(error).collect()
+}
+
 /// Tests that were cited and have not passed.
 pub fn not_passed(tests: &[Test], outcomes: &Outcomes) -> Vec<String> {
     let verdict = |test: &Test| match outcomes.get(&test.name).map(String::as_str) {
@@ -100,8 +109,9 @@ const HEAD: &str = "\
 
 Every normative statement of MQTT 5.0 and 3.1.1, and what differs in 3.1, with the tests that show
 that Noctule keeps it, or why no client can see whether it does. The tests send raw packets to a real
-broker process, and each runs four times: on io_uring and on epoll, with one shard and with two. A
-statement counts only where breaking the broker in this respect makes its test fail.
+broker process, and each runs four times: on io_uring and on epoll, with one shard and with two. (Where
+a test needs what no option offers, an authentication method, the same server is started within the
+test.) A statement counts only where breaking the broker in this respect makes its test fail.
 
 ```sh
 scripts/conformance.sh                  # runs them all, and writes this page

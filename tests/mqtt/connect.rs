@@ -24,7 +24,7 @@ fn connack<T>(wire: &mut Wire, connect: Connect<'_>, look: impl FnOnce(&ConnAck<
 /// A successful CONNACK comes first, in the bytes of 3.1 and 3.1.1, and with what 5.0 announces.
 ///
 /// v5: 3.1.4-5, 3.2.0-1
-/// v3.1.1: 3.1.4-4, 3.2.0-1
+/// v3.1.1: 3.1.4-4, 3.2.0-1, 7.0.0-2
 /// v3.1: 2.2
 /// family: 13, 20
 #[test]
