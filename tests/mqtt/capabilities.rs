@@ -104,7 +104,7 @@ fn connack_says_what_is_off() {
 /// Above Maximum QoS a PUBLISH ends its connection (0x9B) and a Will its CONNECT; subscriptions
 /// are granted what there is.
 ///
-/// v5: 3.2.2-10, 3.2.2-12
+/// v5: 3.2.2-10, 3.2.2-12, 3.2.2-11
 /// family: 21, 53
 #[test]
 fn maximum_qos() {
@@ -126,7 +126,7 @@ fn maximum_qos() {
 
 /// Without retained messages RETAIN ends a connection (0x9A), and a Will with it its CONNECT.
 ///
-/// v5: 3.2.2-13
+/// v5: 3.2.2-13, 3.2.2-14
 /// family: 21, 53
 #[test]
 fn retain_not_available() {
@@ -149,6 +149,8 @@ fn retain_not_available() {
 /// Wildcards, identifiers and groups that are off: 5.0 was told, so it is a Protocol Error (3.2.2.3.11
 /// to 3.2.2.3.13); 3.1.1 gets 0x80 for that filter, 3.1 has no way to say it.
 ///
+/// v3.1.1: 3.8.3-2
+/// v3.1: 3.9
 /// family: 76
 #[test]
 fn kinds_of_subscriptions() {
@@ -465,6 +467,7 @@ fn sessions_are_bounded() {
 
 /// Without assigned client ids an empty one is refused.
 ///
+/// v5: 3.1.3-8
 /// v3.1.1: 3.1.3-9
 /// family: 17
 #[test]
