@@ -582,3 +582,86 @@ fn the_longest_topics() {
         }
     });
 }
+
+/// No Local holds for retained messages as well, and for one of several overlapping subscriptions
+/// alone: what the others add is that of the others.
+///
+/// v5: 3.8.3-3, 3.3.4-2, 3.3.4-4, 3.3.1-9
+/// family: 69, 70
+#[test]
+fn no_local_among_others() {
+    on_all(|broker| {
+        for round in 0..4 {
+            let topic = format!("own/{round}");
+            let mut one = online(broker, V5, &format!("one {round}"));
+            let mut two = online(broker, V5, &format!("two {round}"));
+            one.publish(Publish { retain: true, ..publish(&topic, AtMostOnce, b"kept") });
+            // Seen by somebody else, it is there.
+            two.send_bytes(&packet(0x82, &format!("0001 {{0b09}} '{topic}' 04")));
+            two.expect_bytes(&packet(0x90, "0001 {} 00"));
+            two.expect_bytes(&packet(0x31, &format!("'{topic}' {{0b09}} 6b657074")));
+            one.send_bytes(&packet(0x82, &format!("0001 {{0b01}} '{topic}' 06")));
+            one.expect_bytes(&packet(0x90, "0001 {} 02"));
+            one.expect_nothing_before_ping();
+            // Another subscription, that gets its own at a lower QoS and with its identifier.
+            one.send_bytes(&packet(0x82, "0001 {0b02} 'own/+' 20"));
+            one.expect_bytes(&packet(0x90, "0001 {} 00"));
+            one.send(&Packet::Publish(publish(&topic, AtLeastOnce, b"mine")));
+            one.expect_among_others(&[0x40, 2, 0, 1]);
+            one.expect_bytes(&packet(0x30, &format!("'{topic}' {{0b02}} 6d696e65")));
+            two.expect_bytes(&packet(0x30, &format!("'{topic}' {{0b09}} 6d696e65")));
+            two.publish(publish(&topic, ExactlyOnce, b"theirs"));
+            {
+                let Packet::Publish(got) = one.recv() else { panic!("a PUBLISH") };
+                assert_eq!((got.payload, got.qos), (&b"theirs"[..], ExactlyOnce));
+                let mut ids: Vec<_> = got.properties.subscription_ids.iter().collect();
+                ids.sort();
+                assert_eq!(ids, [1, 2]);
+            }
+            one.expect_nothing_before_ping();
+            two.expect_nothing_before_ping();
+        }
+    });
+}
+
+/// Everything in one write: each packet finds what those before it have done, and is answered in
+/// its place.
+///
+/// v5: 3.8.4-1, 3.10.4-2, 3.10.4-4
+/// v3.1.1: 3.8.4-1, 3.10.4-2, 3.10.4-4
+/// v3.1: 3.8, 3.10
+/// family: 12, 65
+#[test]
+fn subscribing_and_publishing_in_one_write() {
+    on_all(|broker| {
+        for version in [V31, V311, V5] {
+            let none = if version == V5 { "{}" } else { "" };
+            for round in 0..8 {
+                let mut wire = online(broker, version, &format!("pipelined {round}"));
+                let mut all = Vec::new();
+                let mut expected = Vec::new();
+                for (number, filter) in ["a/b", "a/+", "#", "a/b"].into_iter().enumerate() {
+                    let publish = |payload: usize| {
+                        packet(0x30, &format!("'a/b' {none} {number:02x}{payload:02x}"))
+                    };
+                    all.extend(packet(0x82, &format!("010{number} {none} '{filter}' 00")));
+                    expected.push(packet(0x90, &format!("010{number} {none} 00")));
+                    all.extend(publish(1));
+                    expected.push(publish(1));
+                    all.extend(packet(0xa2, &format!("020{number} {none} '{filter}'")));
+                    let code = if version == V5 { "{} 00" } else { "" };
+                    expected.push(packet(0xb0, &format!("020{number} {code}")));
+                    all.extend(publish(2));
+                }
+                all.extend([0xc0, 0]);
+                wire.send_bytes(&all);
+                for expected in expected {
+                    wire.expect_bytes(&expected);
+                }
+                wire.expect_hex("d0 00");
+                wire.send_hex("e0 00");
+                wire.expect_closed();
+            }
+        }
+    });
+}

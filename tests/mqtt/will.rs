@@ -736,3 +736,66 @@ fn the_end_of_the_broker() {
         assert!(ended.status.success(), "{ended:?}");
     }
 }
+
+/// A Will that waits is cancelled by who takes the session, and not by a CONNECT that is refused.
+///
+/// v5: 3.1.2-8, 3.1.3-9
+/// family: 31, 33
+#[test]
+fn a_refused_connect_cancels_no_will() {
+    on_all_at_once(
+        |builder| builder,
+        |broker, _| {
+            let mut watching = watching(broker);
+            for number in 0..4 {
+                let id = format!("waits {number}");
+                let mut wire = broker.connect();
+                let last = Will { delay_interval: 1, ..will("will/waits", b"x") };
+                let owner = Connect { will: Some(last), ..connect(V5, &id) };
+                wire.handshake(Connect { properties: expiring(60), ..owner });
+                wire.send_hex("e0 01 04");
+                wire.expect_closed();
+                let mut wire = broker.connect();
+                let body = format!("'MQTT' 05 00 003c {{15 'no such'}} '{id}'");
+                wire.send_bytes(&packet(0x10, &body));
+                assert_eq!(wire.frame()[3], 0x8c);
+            }
+            for _ in 0..4 {
+                watching.expect_publish("will/waits", AtMostOnce, b"x");
+            }
+            watching.expect_nothing_before_ping();
+        },
+    );
+}
+
+/// What a client said before it left is done, its DISCONNECT as well, though it left at once and
+/// waited for no answer: all in one write, on whichever shard it arrived.
+///
+/// v5: 3.14.4-3, 4.2.0-1
+/// v3.1.1: 3.14.4-3, 7.1.1-1
+/// v3.1: 3.14
+/// family: 12, 32, 81
+#[test]
+fn a_whole_visit_in_one_write() {
+    on_all(|broker| {
+        let mut watching = watching(broker);
+        for number in 0..24_u8 {
+            let (head, none) = [
+                ("'MQIsdp' 03 06 003c 'visit", ""),
+                ("'MQTT' 04 06 003c 'visit", ""),
+                ("'MQTT' 05 06 003c {} 'visit", "{}"),
+            ][usize::from(number % 3)];
+            let mut all = packet(0x10, &format!("{head} {number}' {none} 'will/visit' 'x'"));
+            all.extend(packet(0x30, &format!("'will/said' {none} {number:02x}")));
+            all.extend([0xe0, 0]);
+            let mut wire = broker.connect();
+            wire.send_bytes(&all);
+            wire.finish();
+            watching.expect_publish("will/said", AtMostOnce, &[number]);
+            assert_eq!(wire.frame()[0], 0x20);
+            wire.expect_closed();
+        }
+        expect_end(broker, "somebody", &mut watching);
+        assert_eq!(broker.count("broker", "wills_published"), 0);
+    });
+}
