@@ -90,7 +90,7 @@ fn spectrum(runs: &[&Run]) -> Vec<Point> {
 }
 
 /// One point a second, or for each group of them when there are too many. Seconds after the last
-/// one that all runs have are left out, as is a last one that was cut short.
+/// one that all runs have are left out.
 fn by_second(runs: &[&Run], of: fn(&[Moment]) -> f64) -> Vec<Point> {
     let runs: Vec<&[Moment]> =
         runs.iter().map(|run| run.moments.as_slice()).filter(|m| !m.is_empty()).collect();

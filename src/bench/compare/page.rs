@@ -141,7 +141,7 @@ fn key(html: &mut String, sets: &[String], with_base: bool) {
 /// The figures of each scenario that are asked for first.
 fn headline_keys(scenario: &Scenario) -> [&'static str; 3] {
     match scenario.is_closed {
-        true => ["cpu", "throughput", "p50"],
+        true => ["cpu", "throughput", "memory"],
         false => ["cpu", "p50", "p99"],
     }
 }

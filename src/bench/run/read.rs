@@ -84,6 +84,11 @@ impl Run {
                 ReadError(format!("{}: {error}; repeat the run", log_path.display()))
             })?;
         }
+        // What came in the drain is no part of how it went over time.
+        let usual = moments.iter().map(|moment| moment.length).fold(0.0, f64::max);
+        let is_whole =
+            |moment: &Moment| moment.at < summary.seconds && moment.length >= usual / 2.0;
+        moments.retain(is_whole);
         Ok(Self { path: path.to_owned(), summary, environment, scenario, moments, latency })
     }
 }
@@ -93,6 +98,8 @@ impl Run {
 pub struct Moment {
     /// Its begin, in seconds since the measurement's.
     pub at: f64,
+    /// Seconds that it took.
+    pub length: f64,
     /// Values in it, a second.
     pub rate: f64,
     /// Nanoseconds; 0 when there was no value.
@@ -107,6 +114,7 @@ impl Moment {
         let seconds = length.as_secs_f64();
         Self {
             at: since_start.as_secs_f64(),
+            length: seconds,
             rate: if seconds > 0.0 { histogram.len() as f64 / seconds } else { 0.0 },
             p50: histogram.value_at_quantile(0.5),
             p99: histogram.value_at_quantile(0.99),
@@ -270,4 +278,64 @@ fn parse_json<T: DeserializeOwned>(path: &Path, text: &str, known: u32) -> Resul
     }
     serde_json::from_value(value)
         .map_err(|error| ReadError(format!("{shown}: {error}: it is damaged; repeat the run")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{IntervalLog, RunFolder};
+    use super::*;
+
+    /// A run of two seconds whose last messages came in the drain.
+    fn write_run(path: &Path) {
+        let folder = RunFolder::create(path).unwrap();
+        let mut log = folder.interval_log(Series::Latency, Duration::ZERO).unwrap();
+        let write = |log: &mut IntervalLog, at: u64, length: u64, count: u64| {
+            let mut values = histogram();
+            values.record_n(1000, count).unwrap();
+            let [at, length] = [at, length].map(Duration::from_millis);
+            log.write(at, length, &values).unwrap();
+        };
+        write(&mut log, 0, 1000, 500);
+        write(&mut log, 1000, 1000, 600);
+        write(&mut log, 2000, 70, 7);
+        let summary = r#"{"schema": 1, "scenario": "s", "workload": "pairs", "description": "d",
+            "mode": {"loop": "open", "rate": 5.0, "schedule": "constant"}, "started": "",
+            "seconds": 2.0, "warm_up_seconds": 0.0, "published": 0, "delivered": 0,
+            "published_per_second": 0.0, "delivered_per_second": 0.0, "latency_of": "",
+            "latency_nanos": {"count": 0, "mean": 0.0, "min": 0, "p50": 0, "p90": 0, "p99": 0,
+            "p99_9": 0, "p99_99": 0, "max": 0}, "lateness_nanos": null, "faults": null,
+            "stalls": 0, "unsent": 0, "broker": null, "generator": {"pid": 1,
+            "cpu_micros_per_delivered": null, "sleeps_per_delivered": null, "cpu_seconds": 0.0,
+            "cpu_share": 0.0, "user_part": 0.0, "voluntary_switches": 0,
+            "involuntary_switches": 0, "rss_bytes": 0, "rss_peak_bytes": 0},
+            "interrupted": false, "failure": null, "warnings": []}"#;
+        fs::write(path.join(SUMMARY_JSON), summary).unwrap();
+    }
+
+    #[test]
+    fn the_drain_counts_for_latency_but_not_over_time() {
+        let temp = tempfile::tempdir().unwrap();
+        write_run(&temp.path().join("run"));
+        let run = Run::read(&temp.path().join("run")).unwrap();
+        assert_eq!(run.latency.len(), 1107);
+        let rates: Vec<f64> = run.moments.iter().map(|moment| moment.rate).collect();
+        assert_eq!(rates, [500.0, 600.0]);
+        assert!(run.environment.is_none() && run.scenario.is_empty());
+    }
+
+    #[test]
+    fn repetitions_are_read_in_their_order_and_names_differ() {
+        let temp = tempfile::tempdir().unwrap();
+        for run in ["a/10", "a/9", "b/a/1"] {
+            write_run(&temp.path().join(run));
+        }
+        let [a, b] = ["a", "b/a"].map(|name| temp.path().join(name).display().to_string());
+        let sets = read_sets(&[a.clone(), b, format!("x={a}")]).unwrap();
+        let names: Vec<&str> = sets.iter().map(|set| set.name.as_str()).collect();
+        assert_eq!(names, ["a", "a (2)", "x"]);
+        let runs: Vec<_> = sets[0].runs.iter().map(|run| run.path.file_name().unwrap()).collect();
+        assert_eq!(runs, ["9", "10"]);
+    }
 }
