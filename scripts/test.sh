@@ -39,7 +39,7 @@ stage_lint() {
     need_component clippy
     cargo clippy --locked --all-targets -- -D warnings
     need_packages shellcheck:shellcheck
-    shellcheck scripts/*.sh .ci/run
+    shellcheck scripts/*.sh perf/brokers/*.sh .ci/run
 }
 
 stage_unit() {
