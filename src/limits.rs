@@ -29,6 +29,14 @@ pub const CONNECT_SIZE_DEFAULT: usize = 128 * 1024;
 pub const CONNECT_SIZE_LEAST: usize = 256;
 /// How long a connection may take to send its CONNECT.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Authentication methods of one broker.
+pub const AUTHENTICATION_METHODS_MAX: usize = 16;
+/// Authentication Data of one packet of a client, in bytes.
+pub const AUTHENTICATION_DATA_BYTES_MAX: usize = 16 * 1024;
+/// Packets of a client in one exchange of enhanced authentication, its CONNECT included.
+pub const AUTHENTICATION_STEPS_MAX: u32 = 16;
+/// Characters of a string that a client has chosen which are shown in a log line.
+pub const LOGGED_CHARS_MAX: usize = 64;
 
 /// Bytes of a topic name or filter: what MQTT can express, and the default of what is accepted.
 pub const TOPIC_BYTES_MAX: usize = 65_535;

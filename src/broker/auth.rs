@@ -23,6 +23,9 @@ pub struct ConnectRequest<'a> {
     pub user_name: Option<&'a str>,
     /// Its password. Never to be logged.
     pub password: Option<&'a [u8]>,
+    /// The authentication method that has proven who it is. The user name is then what the method
+    /// has found, or else an unproven one of CONNECT; the password is not given again.
+    pub method: Option<&'a str>,
 }
 
 impl fmt::Debug for ConnectRequest<'_> {
@@ -31,6 +34,7 @@ impl fmt::Debug for ConnectRequest<'_> {
             .field("conn", &self.conn)
             .field("client_id", &self.client_id)
             .field("user_name", &self.user_name)
+            .field("method", &self.method)
             .finish_non_exhaustive()
     }
 }

@@ -12,6 +12,7 @@ use crate::codec::mqtt::{Ack, Packet, PacketId, ReasonCode, Version};
 use crate::ids::ConnId;
 
 use super::alias::{Aliases, Naming, TopicId};
+use super::authentication::Authentication;
 use super::connect::Connecting;
 use super::message::Charge;
 use super::session::SessionKey;
@@ -26,6 +27,8 @@ pub(crate) enum State {
     Free,
     /// It waits for CONNECT.
     Opened,
+    /// An enhanced authentication is under way; only AUTH and DISCONNECT may come.
+    Authenticating,
     /// CONNECT was read; a decision or a commit is awaited, and nothing was answered.
     Deciding,
     /// It has its CONNACK and a session.
@@ -80,6 +83,8 @@ pub(crate) struct Cold {
     pub(crate) accepted: Accepted,
     /// While the decision is awaited.
     pub(crate) connecting: Option<Box<Connecting>>,
+    /// Of one that named an authentication method.
+    pub(crate) authentication: Option<Box<Authentication>>,
     /// The client's topic aliases, from 1.
     pub(crate) aliases: Vec<Option<Alias>>,
     /// Session Expiry Interval of the CONNECT: at DISCONNECT it may not grow from 0.
@@ -199,7 +204,13 @@ impl Conns {
         }
         let conn = &mut self.conns[index];
         debug_assert_eq!(conn.state, State::Free, "a slot is opened after it was closed");
-        let cold = Cold { accepted, connecting: None, aliases: Vec::new(), connect_expiry_secs: 0 };
+        let cold = Cold {
+            accepted,
+            connecting: None,
+            authentication: None,
+            aliases: Vec::new(),
+            connect_expiry_secs: 0,
+        };
         *conn = Conn {
             generation: id.generation,
             state: State::Opened,

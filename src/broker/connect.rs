@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    Auth, ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, QoS, ReasonCode,
-    Version,
+    ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, QoS, ReasonCode, Version,
 };
 use crate::ids::ConnId;
 
 use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
+use super::authentication::Proof;
 use super::change::{Parked, Record};
 use super::conn::State;
 use super::policy::Refusal;
@@ -40,8 +40,10 @@ pub(crate) struct Connecting {
     problem_information: bool,
     response_information: bool,
     will: Option<Box<Will>>,
+    /// Of an enhanced authentication.
+    pub(super) proof: Option<Proof>,
     /// What CONNACK says, once that is known.
-    session_present: bool,
+    pub(super) session_present: bool,
 }
 
 /// How a connection loses its session.
@@ -75,6 +77,12 @@ impl Assigner {
     }
 }
 
+impl Connecting {
+    pub(super) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+}
+
 impl Broker {
     /// CONNECT (3.1), the first packet of a connection.
     pub(super) fn on_connect(
@@ -99,10 +107,19 @@ impl Broker {
         };
         if let Some(reason) = self.config.refers_always() {
             self.stats.connects_referred += 1;
-            return self.refuse(now, id, reason);
+            return self.refuse(now, id, connect.client_id, reason);
         }
         if let Err(refusal) = self.check_connect(connect) {
-            return self.refuse_saying(now, id, refusal.reason, &refusal.why);
+            let (client_id, Refusal { reason, why }) = (connect.client_id, refusal);
+            return self.refuse_saying(now, id, client_id, reason, &why);
+        }
+        // A Will is kept, and takes no more than its packet.
+        if connect.will.is_some() && !self.messages.may_charge(len, self.config.memory_budget) {
+            self.stats.connects_refused_memory += 1;
+            return self.refuse(now, id, connect.client_id, ReasonCode::QUOTA_EXCEEDED);
+        }
+        if connect.properties.authentication_method.is_some() {
+            return self.begin_authentication(now, id, accepted, connect);
         }
         let request = ConnectRequest {
             conn: id,
@@ -111,19 +128,30 @@ impl Broker {
             client_id: connect.client_id,
             user_name: connect.user_name,
             password: connect.password,
+            method: None,
         };
         let decision = self.auth.connect(&request);
         if let Decision::Refuse(reason) = decision {
-            return self.refuse(now, id, reason);
-        }
-        // A Will is kept, and takes no more than its packet.
-        if connect.will.is_some() && !self.messages.may_charge(len, self.config.memory_budget) {
-            self.stats.connects_refused_memory += 1;
-            return self.refuse(now, id, ReasonCode::QUOTA_EXCEEDED);
+            return self.refuse(now, id, connect.client_id, reason);
         }
         let connecting = Box::new(self.read_connect(connect));
-        if decision == Decision::Accept {
-            return self.accept(now, id, connecting);
+        self.on_decision(now, id, decision, connecting)
+    }
+
+    /// Goes on with a CONNECT as was decided.
+    pub(super) fn on_decision(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        decision: Decision,
+        connecting: Box<Connecting>,
+    ) -> Step {
+        match decision {
+            Decision::Accept => return self.accept(now, id, connecting),
+            Decision::Refuse(reason) => {
+                return self.refuse(now, id, &connecting.client_id, reason);
+            }
+            Decision::Later => {}
         }
         if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
             cold.connecting = Some(connecting);
@@ -148,7 +176,7 @@ impl Broker {
             return;
         };
         let step = match decision {
-            Decision::Refuse(reason) => self.refuse(now, id, reason),
+            Decision::Refuse(reason) => self.refuse(now, id, &connecting.client_id, reason),
             _ => self.accept(now, id, connecting),
         };
         if step == Step::Next {
@@ -173,14 +201,10 @@ impl Broker {
         if connect.bridge {
             return Err(ReasonCode::UNSUPPORTED_PROTOCOL_VERSION.into());
         }
-        // [MQTT-4.12.0-1]: no method is supported yet.
-        if connect.properties.authentication_method.is_some() {
-            return Err(ReasonCode::BAD_AUTHENTICATION_METHOD.into());
-        }
         Ok(())
     }
 
-    fn read_connect(&mut self, connect: &Connect<'_>) -> Connecting {
+    pub(super) fn read_connect(&mut self, connect: &Connect<'_>) -> Connecting {
         let properties = &connect.properties;
         let is_assigned = connect.client_id.is_empty();
         let client_id =
@@ -202,6 +226,7 @@ impl Broker {
             problem_information: properties.request_problem_information.unwrap_or(true),
             response_information: properties.request_response_information.unwrap_or(false),
             will: connect.will.as_ref().map(|will| Box::new(Will::new(will, &self.messages))),
+            proof: None,
             session_present: false,
         }
     }
@@ -241,7 +266,7 @@ impl Broker {
         }
         if existing.is_none() && self.sessions.len() >= self.config.sessions_max {
             self.stats.connects_refused_sessions += 1;
-            return self.refuse(now, id, ReasonCode::QUOTA_EXCEEDED);
+            return self.refuse(now, id, &connecting.client_id, ReasonCode::QUOTA_EXCEEDED);
         }
         connecting.session_present = existing.is_some();
         let key = existing.unwrap_or_else(|| self.sessions.insert(&connecting.client_id));
@@ -267,6 +292,7 @@ impl Broker {
     /// The older connection of a client is told [MQTT-3.1.4-3] and closed; its Will is judged.
     fn take_over(&mut self, now: Time, old: ConnId, clean_start: bool) {
         self.stats.takeovers += 1;
+        self.log_end(old, "a newer connection", &ReasonCode::SESSION_TAKEN_OVER);
         self.write_disconnect(old, ReasonCode::SESSION_TAKEN_OVER, "", None);
         self.leave(now, old, Leaving::TakenOver { clean_start });
     }
@@ -352,6 +378,7 @@ impl Broker {
             return Step::Close;
         }
         self.stats.connects_accepted += 1;
+        self.log_connected(id, &connecting, keep_alive_secs);
         match connecting.session_present {
             true => self.stats.sessions_resumed += 1,
             false => self.stats.sessions_created += 1,
@@ -386,6 +413,9 @@ impl Broker {
             shared_subscription_available: unless(config.shared_subscriptions),
             server_keep_alive: (keep_alive_secs != connecting.keep_alive_secs)
                 .then_some(keep_alive_secs),
+            // [MQTT-4.12.0-5], [MQTT-4.12.0-6]
+            authentication_method: connecting.proof.as_ref().map(|proof| &*proof.method),
+            authentication_data: connecting.proof.as_ref().and_then(|proof| proof.data.as_deref()),
             ..ConnAckProperties::default()
         }
     }
@@ -411,13 +441,28 @@ impl Broker {
     }
 
     /// A refused CONNECT: its CONNACK, then the end. There is no session, and no Will.
-    fn refuse(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
-        self.refuse_saying(now, id, reason, "")
+    /// `client_id` is for the log, empty where it is not known.
+    pub(super) fn refuse(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        client_id: &str,
+        reason: ReasonCode,
+    ) -> Step {
+        self.refuse_saying(now, id, client_id, reason, "")
     }
 
     /// The same, with words for people.
-    fn refuse_saying(&mut self, now: Time, id: ConnId, reason: ReasonCode, why: &str) -> Step {
+    pub(super) fn refuse_saying(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        client_id: &str,
+        reason: ReasonCode,
+        why: &str,
+    ) -> Step {
         self.stats.connects_refused += 1;
+        self.log_refused(id, client_id, reason);
         let server_reference = self.config.server_reference(reason).map(str::to_owned);
         let server_reference = server_reference.as_deref();
         let connack = |reason_string| {
@@ -440,7 +485,7 @@ impl Broker {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.set_version(version);
                 }
-                self.refuse_saying(now, id, error.reason, &error.to_string())
+                self.refuse_saying(now, id, "", error.reason, &error.to_string())
             }
             None => self.close_silently(now, id),
         }
@@ -465,17 +510,13 @@ impl Broker {
             }
         }
         self.stats.disconnects_by_client += 1;
+        self.log_end(id, "the client", &disconnect.reason);
         let leaving = match disconnect.reason {
             ReasonCode::NORMAL_DISCONNECTION => Leaving::Normal,
             _ => Leaving::Lost,
         };
         self.leave(now, id, leaving);
         Step::Close
-    }
-
-    /// AUTH (3.15): no method is supported, so none was agreed on [MQTT-4.12.0-7].
-    pub(super) fn on_auth(&mut self, now: Time, id: ConnId, _auth: &Auth<'_>) -> Step {
-        self.protocol_error(now, id, ReasonCode::PROTOCOL_ERROR)
     }
 
     /// PINGREQ (3.12).
@@ -514,6 +555,7 @@ impl Broker {
         why: &str,
     ) -> Step {
         self.stats.disconnects_by_broker += 1;
+        self.log_end(id, "the broker", &reason);
         self.write_disconnect(id, reason, why, None);
         self.leave(now, id, Leaving::Lost);
         Step::Close
@@ -552,6 +594,8 @@ impl Broker {
         if let Some(timer) = conn.keep_alive_timer.take() {
             self.timers.cancel(timer);
         }
+        self.give_up_exchange(id);
+        let Some(conn) = self.conns.get_mut(id) else { return };
         if let Some(cold) = &mut conn.cold {
             cold.connecting = None;
             cold.aliases = Vec::new();
@@ -565,9 +609,13 @@ impl Broker {
 
     /// The network connection is gone.
     pub(super) fn on_closed(&mut self, now: Time, id: ConnId, how: Disconnection) {
+        if self.conns.get(id).is_some_and(|conn| conn.session.is_some()) {
+            self.log_end(id, "the network", &how.as_str());
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let session = conn.session.take();
         self.stats.connections_closed += 1;
+        self.give_up_exchange(id);
         if let Some(timer) = self.conns.free(id) {
             self.timers.cancel(timer);
         }
@@ -660,6 +708,7 @@ impl Broker {
             let Some(due) = self.timers.pop(now) else { return };
             match due {
                 Due::KeepAlive(id) => self.on_keep_alive(now, id),
+                Due::Authentication(id) => self.on_authentication_timeout(now, id),
                 Due::SessionExpiry(key) => {
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.expiry_timer = None;
@@ -701,6 +750,7 @@ impl Broker {
     pub(super) fn on_shutdown(&mut self, now: Time) {
         let (reason, server_reference) = self.config.farewell();
         for id in self.conns.ids() {
+            self.log_end(id, "the broker", &reason);
             self.write_disconnect(id, reason, "", server_reference.as_deref());
             self.leave(now, id, Leaving::Shutdown);
         }

@@ -7,9 +7,9 @@
 //! end of its tick. It reads no clock, opens no socket, and no input makes it panic.
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
-//! its name: `connect` (CONNECT to DISCONNECT, takeover), `publish` (inbound), `deliver`
-//! (outbound, with `variant` and `alias`), `subscribe`; what the operator allows is in `policy`.
-//! Between them stand `session`, `inflight`, `queue`, `message`, `will`,
+//! its name: `connect` (CONNECT to DISCONNECT, takeover), `authentication` (AUTH), `publish`
+//! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
+//! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
@@ -19,6 +19,7 @@
 
 pub(crate) mod alias;
 pub mod auth;
+pub mod authentication;
 pub mod change;
 pub(crate) mod conn;
 mod connect;
@@ -26,6 +27,7 @@ pub(crate) mod deliver;
 pub(crate) mod entry;
 pub(crate) mod inflight;
 pub(crate) mod interest;
+mod log;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
@@ -53,6 +55,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -63,6 +66,7 @@ use crate::ids::{ConnId, PlacementKey, ShardId, ShardSet};
 use crate::limits;
 
 pub use auth::{Auth, Decision};
+pub use authentication::{Claim, Exchange, Method, Outcome};
 pub use change::Change;
 pub use policy::{Refer, Referral};
 pub use stats::Stats;
@@ -109,6 +113,8 @@ pub struct Config {
     /// Longest keep alive granted, in seconds; 0 is "no cap". A 3.x client that asks for more is
     /// refused.
     pub keep_alive_max_secs: u16,
+    /// How long an enhanced authentication may take.
+    pub connect_timeout: Duration,
     /// Whether a 3.1.1 or 5.0 client may leave the client id to us.
     pub assign_client_ids: bool,
     /// Messages queued behind the in-flight window of one session.
@@ -150,6 +156,7 @@ impl Default for Config {
             topic_aliases_out_max: limits::TOPIC_ALIASES_OUT_MAX,
             session_expiry_max_secs: u32::MAX,
             keep_alive_max_secs: 0,
+            connect_timeout: limits::CONNECT_TIMEOUT,
             assign_client_ids: true,
             queue_len_max: limits::QUEUE_LEN_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
@@ -207,6 +214,17 @@ pub enum Disconnection {
     Error,
     /// We closed it, as [`Outputs::close`] asked or for a reason of the shard's own.
     Closed,
+}
+
+impl Disconnection {
+    /// In a few words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Eof => "end of stream",
+            Self::Error => "connection lost",
+            Self::Closed => "closed",
+        }
+    }
 }
 
 /// Entries for one shard, in order. Small payloads stand in the bytes, large ones beside them.
@@ -299,6 +317,7 @@ pub struct Broker {
     pub(crate) config: Config,
     pub(crate) place: Place,
     pub(crate) auth: Auth,
+    pub(crate) methods: authentication::Methods,
     pub(crate) conns: conn::Conns,
     pub(crate) sessions: session::Sessions,
     pub(crate) messages: message::Messages,
@@ -338,6 +357,7 @@ impl Broker {
             out,
             place,
             auth: Auth::default(),
+            methods: authentication::Methods::default(),
             conns: conn::Conns::default(),
             sessions: session::Sessions::new(seed),
             messages: message::Messages::default(),
@@ -396,6 +416,9 @@ impl Broker {
             (conn::State::Opened, Packet::Connect(connect)) => {
                 return self.on_connect(now, conn, connect, frame.len);
             }
+            (conn::State::Authenticating, _) => {
+                return self.on_packet_before_connack(now, conn, packet, frame.len);
+            }
             // [MQTT-3.1.0-1]: before CONNACK there is nothing to say; it is just closed.
             (conn::State::Opened | conn::State::Deciding, _) => {
                 self.stats.protocol_errors += 1;
@@ -434,7 +457,9 @@ impl Broker {
     /// The bytes of a connection are no packet: it is told why, as its version allows, and closed.
     pub fn handle_decode_error(&mut self, now: Time, conn: ConnId, error: &DecodeError) -> Step {
         self.stats.count_decode_error(error);
+        self.log_broken(conn, error.cause.as_str());
         match self.conns.state(conn) {
+            Some(conn::State::Authenticating) => self.fail(now, conn, error.reason),
             Some(conn::State::Opened) => self.refuse_undecoded(now, conn, error),
             Some(conn::State::Online) => {
                 self.disconnect_saying(now, conn, error.reason, &error.to_string())

@@ -72,6 +72,14 @@ stats! {
     refused_topic,
     /// Publications and Wills whose payload is not the UTF-8 that they say it is.
     refused_payload_format,
+    /// Exchanges of enhanced authentication begun, also by clients that are online.
+    authentications_begun,
+    /// Of those, successful ones.
+    authentications_succeeded,
+    /// Of those, failed ones, and those that the end of their connection cut off.
+    authentications_failed,
+    /// Of those, ones that took too long.
+    authentications_timed_out,
     /// Connections closed because a newer one took their session.
     takeovers,
     /// Connections closed because a newer one was there already.

@@ -38,6 +38,7 @@ pub(crate) enum Got {
     UnsubAck(u16, Vec<u8>),
     PingResp,
     Disconnect(ReasonCode),
+    Auth { reason: ReasonCode, method: String, data: String },
 }
 
 /// A PUBLISH that a client received.
@@ -557,6 +558,11 @@ fn to_got(packet: &Packet<'_>, len: usize) -> Got {
         Packet::UnsubAck(p) => Got::UnsubAck(p.packet_id.get(), p.codes.into()),
         Packet::PingResp => Got::PingResp,
         Packet::Disconnect(p) => Got::Disconnect(p.reason),
+        Packet::Auth(p) => Got::Auth {
+            reason: p.reason,
+            method: p.authentication_method.unwrap_or_default().into(),
+            data: String::from_utf8(p.authentication_data.unwrap_or_default().into()).unwrap(),
+        },
         other => panic!("a server does not send {other:?}"),
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod aliases;
+mod authenticating;
 mod bounds;
 mod connecting;
 mod delivery;

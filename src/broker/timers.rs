@@ -30,6 +30,8 @@ pub(crate) enum Due {
     SessionExpiry(SessionKey),
     /// A delayed Will is to be published.
     Will(SessionKey),
+    /// An exchange of enhanced authentication has taken too long.
+    Authentication(ConnId),
     /// Nothing.
     #[cfg(test)]
     Test(u64),

@@ -68,17 +68,29 @@ impl Control {
                 Event::Signal(Request::Report) => self.report(&self.collect()),
                 Event::Signal(Request::Stop(signal)) => {
                     tracing::info!(signal, "stopping; a second signal exits at once");
-                    return self.stop();
+                    let last = self.stop()?;
+                    self.report(&last);
+                    tracing::info!("stopped");
+                    return Ok(());
                 }
                 Event::ShardEnded(shard, outcome) => return Err(ended(shard, outcome.err())),
             }
         }
     }
 
-    fn stop(&self) -> Result<(), Failure> {
+    /// Asks all shards to stop, and does not wait.
+    pub fn begin_stop(&self) {
         for shard in &self.shards {
             shard.send(ControlMessage::Shutdown);
         }
+    }
+
+    /// Stops all shards: their last counters.
+    ///
+    /// # Errors
+    /// As [`Control::run`].
+    pub fn stop(&self) -> Result<Vec<ShardStats>, Failure> {
+        self.begin_stop();
         let deadline = clock::now() + STOP_WAIT;
         let mut last: Vec<ShardStats> = Vec::with_capacity(self.shards.len());
         while last.len() < self.shards.len() {
@@ -99,13 +111,11 @@ impl Control {
             }
         }
         last.sort_by_key(|stats| stats.shard);
-        self.report(&last);
-        tracing::info!("stopped");
-        Ok(())
+        Ok(last)
     }
 
     /// The counters of all shards that answer in time.
-    fn collect(&self) -> Vec<ShardStats> {
+    pub fn collect(&self) -> Vec<ShardStats> {
         let (reply, replies) = mpsc::channel();
         for shard in &self.shards {
             shard.send(ControlMessage::Stats(reply.clone()));

@@ -1,13 +1,15 @@
 //! Assembles a broker: configuration, sockets, data directory, shard threads, and the control
 //! thread that waits for signals.
 //!
-//! [`serve`] is the whole of it, in order. Whatever can be wrong with the machine or the
+//! [`serve`] is the whole of it, in order; [`start`] is the same for a program that has the broker
+//! in itself, without signals. Whatever can be wrong with the machine or the
 //! configuration is found before the first connection is accepted, and said in one line.
 #![forbid(unsafe_code)]
 
 pub mod affinity;
 pub mod config;
 pub mod control;
+pub mod extensions;
 pub mod instance;
 pub mod logging;
 pub mod signals;
@@ -16,16 +18,19 @@ pub mod threads;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use serde::Serialize;
 
 use crate::io::probe::{self, Selected};
 use crate::io::socket;
+use crate::shard::ShardStats;
 use crate::{broker, clock, limits};
 use affinity::Plan;
 use config::Config;
-use control::Control;
+use control::{Control, Event};
+use extensions::Extensions;
 use instance::DataDir;
 use threads::{Common, Running};
 
@@ -94,10 +99,70 @@ pub struct Ready {
 /// # Errors
 /// When it cannot start, breaks, or is killed by a second signal.
 pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failure> {
-    let since = clock::now();
     let (events_in, events) = mpsc::channel();
     signals::watch(events_in.clone())
         .map_err(|error| StartError::new(format!("cannot handle signals: {error}")))?;
+    let server = assemble(config, Arc::new(()), events_in, events)?;
+    on_ready(&server.ready);
+    let outcome = server.control.run();
+    remove_ready_file(config);
+    outcome
+}
+
+/// Starts a broker within this process, with `extensions`; it serves when this returns. Signals
+/// are the caller's.
+///
+/// # Errors
+/// When it cannot start.
+pub fn start(config: &Config, extensions: Arc<dyn Extensions>) -> Result<Server, StartError> {
+    let (events_in, events) = mpsc::channel();
+    assemble(config, extensions, events_in, events)
+}
+
+/// A broker that serves. Dropped, it stops, and nobody waits for it.
+#[derive(Debug)]
+pub struct Server {
+    ready: Ready,
+    control: Control,
+    /// Held: its lock is the broker's.
+    _data: DataDir,
+    /// Held: while it is there the control thread waits.
+    _events: Sender<Event>,
+}
+
+impl Server {
+    /// Where it listens, and on what it runs.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// All counters, by shard.
+    pub fn stats(&self) -> Vec<ShardStats> {
+        self.control.collect()
+    }
+
+    /// Stops as at SIGTERM: clients are told. The last counters, by shard.
+    ///
+    /// # Errors
+    /// When a shard has ended by itself or does not stop in time.
+    pub fn stop(self) -> Result<Vec<ShardStats>, Failure> {
+        self.control.stop()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.control.begin_stop();
+    }
+}
+
+fn assemble(
+    config: &Config,
+    extensions: Arc<dyn Extensions>,
+    events_in: Sender<Event>,
+    events: Receiver<Event>,
+) -> Result<Server, StartError> {
+    let since = clock::now();
     let descriptors = socket::raise_descriptor_limit();
     let plan = affinity::plan(config.shards, config.cpus.as_ref())?;
     // Before the data directory, for a start that fails to leave nothing behind.
@@ -111,6 +176,7 @@ pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failu
     let common = Common {
         engine,
         broker: broker_config(config, plan.shards()),
+        extensions,
         connect_timeout: config.limits.connect_timeout,
         placement: data.placement(),
         seed,
@@ -125,11 +191,9 @@ pub fn serve(config: &Config, on_ready: impl FnOnce(&Ready)) -> Result<(), Failu
         tracing::warn!("serving on epoll: {}", with_doctor(&why));
     }
     write_ready_file(config, &ready)?;
-    on_ready(&ready);
     let stats_file = config.stats_file.clone();
-    let outcome = Control { shards, events, stats_file, since }.run();
-    remove_ready_file(config);
-    outcome
+    let control = Control { shards, events, stats_file, since };
+    Ok(Server { ready, control, _data: data, _events: events_in })
 }
 
 fn with_doctor(why: &str) -> String {
@@ -209,6 +273,7 @@ fn broker_config(config: &Config, shards: usize) -> broker::Config {
         subscriptions_max: limits.subscriptions_per_session_max,
         outbox_bytes_max: limits.outbox_bytes_max,
         memory_budget: limits.memory_budget / shards,
+        connect_timeout: limits.connect_timeout,
         ..broker::Config::default()
     }
 }

@@ -6,12 +6,14 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use super::StartError;
 use super::affinity::{self, Plan};
 use super::control::{Event, ShardHandle};
+use super::extensions::Extensions;
 use crate::broker;
 use crate::clock;
 use crate::ids::{PlacementKey, ShardId};
@@ -28,6 +30,8 @@ pub struct Common {
     pub engine: Engine,
     /// The protocol's configuration.
     pub broker: broker::Config,
+    /// What an embedding program adds.
+    pub extensions: Arc<dyn Extensions>,
     /// Time for CONNECT.
     pub connect_timeout: std::time::Duration,
     /// Where sessions and topics live.
@@ -60,6 +64,7 @@ struct Job {
     cpu: Option<usize>,
     engine: Engine,
     setup: Setup,
+    extensions: Arc<dyn Extensions>,
     built: Sender<Result<Built, String>>,
     wakers: Receiver<Vec<Waker>>,
     started: Sender<Result<(), String>>,
@@ -104,6 +109,7 @@ pub fn start(
             cpu: *cpu,
             engine: common.engine,
             setup,
+            extensions: Arc::clone(&common.extensions),
             built: built_in.clone(),
             wakers,
             started: started_in.clone(),
@@ -160,7 +166,7 @@ impl Job {
     }
 
     fn run_with<B: Backend>(self, backend: io::Result<B>) {
-        let Self { setup, built, wakers, started, events, .. } = self;
+        let Self { setup, extensions, built, wakers, started, events, .. } = self;
         let id = setup.id;
         let backend = match backend {
             Ok(backend) => backend,
@@ -183,6 +189,7 @@ impl Job {
         };
         let _ = built.send(Ok(report));
         let mut shard = Shard::new(setup, backend);
+        shard.extend(extensions.auth(id), extensions.methods(id));
         drop(built);
         let Ok(wakers) = wakers.recv() else { return };
         let outcome = shard.start(wakers).map_err(|error| format!("cannot accept: {error}"));

@@ -140,7 +140,7 @@ impl<B: Backend> Shard<B> {
             return false;
         }
         conn.stage = Stage::Live;
-        conn.frame_max = self.frame_max;
+        conn.frame_max = self.broker.packet_size_max(id);
         apply(conn, step)
     }
 

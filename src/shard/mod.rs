@@ -22,7 +22,7 @@ mod stop;
 pub use control::{ControlMessage, LoopCounters, ShardStats};
 pub use lanes::Parcel;
 
-use crate::broker::{self, Broker, Disconnection};
+use crate::broker::{self, Auth, Broker, Disconnection, Method};
 use crate::clock::Time;
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::io::{Backend, Completion, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker};
@@ -86,7 +86,6 @@ pub struct Shard<B: Backend> {
     conns: Conns,
     listeners: Vec<TcpListener>,
     listener_ids: Vec<ListenerId>,
-    frame_max: usize,
     connect_size_max: usize,
     /// For CONNECT to come.
     connect_deadlines: Deadlines,
@@ -122,7 +121,6 @@ impl<B: Backend> Shard<B> {
             now,
             clock: setup.clock,
             backend,
-            frame_max: setup.broker.maximum_packet_size as usize,
             connect_size_max: setup.broker.connect_size_max,
             broker: Broker::new(setup.broker, setup.id, setup.shards, setup.placement, setup.seed),
             journal: Journal::default(),
@@ -141,6 +139,15 @@ impl<B: Backend> Shard<B> {
             sendable: Vec::new(),
             completions: Vec::new(),
             counters: LoopCounters::default(),
+        }
+    }
+
+    /// Replaces who decides about connections and topics, and adds authentication methods; before
+    /// the start.
+    pub fn extend(&mut self, auth: Auth, methods: Vec<Box<dyn Method>>) {
+        self.broker.set_auth(auth);
+        for method in methods {
+            self.broker.add_method(method);
         }
     }
 
@@ -364,10 +371,15 @@ impl<B: Backend> Shard<B> {
         while let Some(id) = self.connect_deadlines.pop_due(self.now) {
             if self.conns.get_mut(id).is_some_and(|conn| conn.is_awaited()) {
                 self.counters.connect_timeouts += 1;
+                tracing::debug!(peer = ?self.peer_of(id), "no CONNECT in time");
                 self.close(id);
             }
         }
         self.expire_closing();
+    }
+
+    fn peer_of(&mut self, id: ConnId) -> Option<std::net::SocketAddr> {
+        self.conns.get_mut(id).and_then(|conn| conn.accepted.peer)
     }
 
     /// Goes on with the connections that the broker had made wait.

@@ -19,7 +19,8 @@ pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnI
     while !data.is_empty() && !conn.input.is_empty() && conn.may_parse() {
         // The rest of the frame that the last buffer's end has cut.
         let have = conn.input.len();
-        let expect = expected_len(conn, conn.input.unread()).unwrap_or(have + 1);
+        let frame_len = mqtt::frame_len(conn.input.unread());
+        let expect = expected_len(broker, conn, id, frame_len, have).unwrap_or(have + 1);
         let (piece, rest) = data.split_at(expect.saturating_sub(have).min(data.len()));
         conn.input.append(piece, expect);
         data = rest;
@@ -32,7 +33,8 @@ pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnI
         data = &data[handled..];
     }
     if !data.is_empty() {
-        let expect = expected_len(conn, data).unwrap_or(0);
+        let frame_len = mqtt::frame_len(data);
+        let expect = expected_len(broker, conn, id, frame_len, data.len()).unwrap_or(0);
         conn.input.append(data, expect);
     }
 }
@@ -46,7 +48,7 @@ pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: 
     if taken.len() >= SHARE_PAYLOAD_FROM
         && mqtt::frame_len(taken.unread()) == Ok(Some(taken.len()))
         && conn.may_parse()
-        && taken.len() <= conn.frame_max
+        && !is_too_large(broker, conn, id, taken.len())
     {
         let frame = Bytes::from(taken.into_vec());
         let step = handle_frame(broker, conn, now, id, &frame, Some(&frame));
@@ -74,7 +76,7 @@ fn handle_frames(
     while conn.may_parse() {
         let rest = &data[at..];
         let len = match mqtt::frame_len(rest) {
-            Ok(Some(len)) if len > conn.frame_max => {
+            Ok(Some(len)) if is_too_large(broker, conn, id, len) => {
                 let step = broker.handle_decode_error(
                     now,
                     id,
@@ -133,13 +135,28 @@ pub(super) fn apply(conn: &mut Conn, step: Step) -> bool {
     }
 }
 
-/// The length of the frame that `bytes` begin, where it can be known and is one that the
+/// The length of the frame that `have` bytes begin, where it can be known and is one that the
 /// connection may send.
-fn expected_len(conn: &Conn, bytes: &[u8]) -> Option<usize> {
-    match mqtt::frame_len(bytes) {
-        Ok(Some(len)) if len <= conn.frame_max => Some(len),
+fn expected_len(
+    broker: &Broker,
+    conn: &mut Conn,
+    id: ConnId,
+    frame_len: Result<Option<usize>, DecodeError>,
+    have: usize,
+) -> Option<usize> {
+    match frame_len {
+        Ok(Some(len)) if !is_too_large(broker, conn, id, len) => Some(len),
         // Refused when it is looked at: no further byte is needed for that.
-        Ok(Some(_)) | Err(_) => Some(bytes.len()),
+        Ok(Some(_)) | Err(_) => Some(have),
         Ok(None) => None,
     }
+}
+
+/// Whether a connection may not send a frame of this length now. What it may grows when it comes
+/// online, which may be at any packet; so the broker is asked again before it is refused.
+fn is_too_large(broker: &Broker, conn: &mut Conn, id: ConnId, len: usize) -> bool {
+    if len > conn.frame_max {
+        conn.frame_max = broker.packet_size_max(id);
+    }
+    len > conn.frame_max
 }
