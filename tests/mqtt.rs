@@ -12,18 +12,24 @@
 mod alias;
 #[path = "mqtt/answers.rs"]
 mod answers;
+#[path = "mqtt/authentication.rs"]
+mod authentication;
 #[path = "mqtt/capabilities.rs"]
 mod capabilities;
 #[path = "mqtt/connack.rs"]
 mod connack;
 #[path = "mqtt/connect.rs"]
 mod connect;
+#[path = "mqtt/disconnect.rs"]
+mod disconnect;
 #[path = "mqtt/expiry.rs"]
 mod expiry;
 #[path = "mqtt/flow_control.rs"]
 mod flow_control;
 #[path = "mqtt/limits.rs"]
 mod limits;
+#[path = "mqtt/logging.rs"]
+mod logging;
 #[path = "mqtt/logs.rs"]
 mod logs;
 #[path = "mqtt/malformed.rs"]

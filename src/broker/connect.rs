@@ -110,8 +110,8 @@ impl Broker {
             return self.refuse(now, id, connect.client_id, reason);
         }
         if let Err(refusal) = self.check_connect(connect) {
-            let (client_id, Refusal { reason, why }) = (connect.client_id, refusal);
-            return self.refuse_saying(now, id, client_id, reason, &why);
+            let Refusal { reason, why, .. } = refusal;
+            return self.refuse_saying(now, id, connect.client_id, reason, &why);
         }
         // A Will is kept, and takes no more than its packet.
         if connect.will.is_some() && !self.messages.may_charge(len, self.config.memory_budget) {
