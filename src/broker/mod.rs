@@ -61,10 +61,12 @@ use bytes::Bytes;
 
 use crate::buf::OutBuf;
 use crate::clock::Time;
-use crate::codec::mqtt::{DecodeError, Packet, QoS, ReasonCode};
+use crate::codec::mqtt::{DecodeError, Packet, ReasonCode};
 use crate::ids::{ConnId, PlacementKey, ShardId, ShardSet};
 use crate::limits;
 
+/// A setting of the operator is one.
+pub use crate::codec::mqtt::QoS;
 pub use auth::{Auth, Decision};
 pub use authentication::{Claim, Exchange, Method, Outcome};
 pub use change::Change;

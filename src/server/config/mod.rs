@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::broker::strategy::{self, Strategies};
-use crate::broker::{Refer, Referral};
-use crate::codec::mqtt::QoS;
+use crate::broker::{QoS, Refer, Referral};
 use crate::{io, limits};
 pub use file::suggest;
 use raw::{CapabilitySettings, Durability, LimitSettings, LogLevel, ReferralSettings, Settings};

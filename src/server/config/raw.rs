@@ -13,9 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
 use super::{LogFormat, ShardCount};
-use crate::broker::Refer;
 use crate::broker::strategy::Strategy;
-use crate::codec::mqtt::QoS;
+use crate::broker::{QoS, Refer};
 use crate::io;
 
 /// Everything that can be set. `None` means: not set by this source.
