@@ -2,11 +2,13 @@
 //!
 //! It follows the phases that the conductor sets, and otherwise goes on by itself: what a tick's
 //! completions allow is published after all of them were handled, and leaves in one send per
-//! connection.
+//! connection. `actors` is what leaves, `links` what becomes of connections.
 #![forbid(unsafe_code)]
 
+mod actors;
+mod links;
+
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -15,27 +17,20 @@ use hdrhistogram::Histogram;
 
 use super::Error;
 use super::conductor::add;
-use super::frames::plain_publish;
-use super::pace::mix;
 use super::peer::{After, Barrier, Link, Peer};
-use super::record::{Header, Receiver, histogram, nanos_between};
-use super::shared::{Phase, Role, Shared};
-use super::state::{State, Todo, may_publish};
-use super::workload::{Plan, Visit, Workload};
-use crate::buf::OutBuf;
-use crate::client::{Message, RequestError};
+use super::record::{Receiver, histogram, nanos_between};
+use super::shared::{Phase, Role, Seating, Shared};
+use super::state::{State, Todo};
+use super::workload::{Plan, Workload};
 use crate::clock::{self, Time};
-use crate::codec::mqtt::{Packet, Publish, PublishProperties, QoS, ReasonCode};
-use crate::ids::ConnId;
-use crate::io::{Backend, Completion, RecvEnd, RecvMode, Wait, Waker, socket};
-use crate::limits::{BENCH_GOODBYE, BENCH_OUT_BYTES_MARK, BENCH_STALL};
+use crate::io::{Backend, Completion, Wait, Waker};
+use crate::limits::{BENCH_GOODBYE, BENCH_STALL};
+use actors::Source;
 
 /// Nothing is waited for longer than this, so that a missed word does no harm.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// One second of the interval log.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Memory that an idle connection's buffer keeps.
-const BUF_KEEP: usize = 64 * 1024;
 
 /// What a thread says while it runs.
 #[derive(Debug)]
@@ -84,13 +79,6 @@ pub(super) struct Found {
     pub(super) cpu_share: f64,
 }
 
-/// What is sent of a publisher's messages, but for the header.
-struct Source {
-    /// All up to the payload, by size; empty where messages are encoded one by one.
-    heads: Vec<Vec<u8>>,
-    topic: String,
-}
-
 /// One thread of the generator.
 pub(super) struct Worker<'a, B> {
     plan: &'a Plan,
@@ -137,7 +125,7 @@ impl<'a, B: Backend> Worker<'a, B> {
         backend: B,
         words: Sender<Word>,
     ) -> Self {
-        let seating = super::shared::Seating::new(plan);
+        let seating = Seating::new(plan);
         let seats = seating.seats(plan, thread);
         let peers: Vec<_> = seats.into_iter().map(|seat| Peer::new(plan, seat)).collect();
         let first = |roles: [Role; 2]| peers.iter().position(|p| roles.contains(&p.seat.role));
@@ -213,8 +201,7 @@ impl<'a, B: Backend> Worker<'a, B> {
     }
 
     fn into_found(mut self) -> Found {
-        let numbers =
-            super::shared::Seating::new(self.plan).publishers(self.thread, self.plan.publishers);
+        let numbers = Seating::new(self.plan).publishers(self.thread, self.plan.publishers);
         let sent = (0..numbers.len()).map(|p| (numbers[p], self.state.pace.begun(p))).collect();
         let cpu_share = self.cpu.map_or(0.0, |[(from, before), (to, after)]| {
             let elapsed = to.since(from).as_secs_f64();
@@ -318,36 +305,6 @@ impl<'a, B: Backend> Worker<'a, B> {
         now >= self.goodbye_until + BENCH_GOODBYE || self.open_conns == 0
     }
 
-    /// Connects who is to connect, as the ramp or the number of those under way allows.
-    fn connect_due(&mut self, now: Time) {
-        while let Some(index) = self.to_connect.front().copied() {
-            let order = self.peers[index as usize].seat.order;
-            let intended = match (self.state.phase, self.plan.settings.ramp) {
-                (Phase::SetUp, Some(ramp)) => {
-                    let after = Duration::from_secs_f64(f64::from(order) / ramp);
-                    self.shared.set_up_at + after
-                }
-                (Phase::SetUp, None) => {
-                    let most =
-                        self.plan.settings.connecting.unwrap_or(1).div_ceil(self.plan.threads);
-                    if self.state.connecting >= most {
-                        return;
-                    }
-                    now
-                }
-                _ => now,
-            };
-            if intended > now {
-                return;
-            }
-            self.to_connect.pop_front();
-            self.open(index as usize, intended);
-            if self.state.failure.is_some() {
-                return;
-            }
-        }
-    }
-
     /// Messages and visits that are due.
     fn work(&mut self, now: Time) {
         let (start, _, to) = self.shared.times();
@@ -391,7 +348,7 @@ impl<'a, B: Backend> Worker<'a, B> {
         if !self.shared.crosses {
             return;
         }
-        let seating = super::shared::Seating::new(self.plan);
+        let seating = Seating::new(self.plan);
         for (thread, board) in self.shared.boards.iter().enumerate() {
             let version = board.version.load(Ordering::SeqCst);
             let (seen, counts) = &mut self.heard[thread];
@@ -411,268 +368,6 @@ impl<'a, B: Backend> Worker<'a, B> {
         }
     }
 
-    // ---- publishing ----
-
-    /// Publishes as much as pace, window and buffer allow.
-    fn publish(&mut self, publisher: usize) {
-        let now = clock::now();
-        let peer = &mut self.peers[self.publishers_at + publisher];
-        let source = &mut self.sources[publisher];
-        let plan = self.plan;
-        let number = peer.seat.number;
-        let (sizes, with_header) = (&plan.payload, plan.has_header());
-        let open = self.state.pace.is_open();
-        let before = self.sent;
-        // Whatever stops it calls for this publisher again: Sent, Acked, the pace.
-        while peer.client.out.len() < BENCH_OUT_BYTES_MARK && may_publish(&peer.client, plan.qos) {
-            let Some(intended) = self.state.pace.due(publisher, now) else { break };
-            let sequence = self.state.pace.begun(publisher);
-            let kind = if sizes.len() == 1 { 0 } else { size_of(number, sequence, sizes.len()) };
-            let size = sizes[kind];
-            let header = Header { publisher: number, sequence, intended };
-            if let Some(head) = source.heads.get(kind) {
-                let out = &mut peer.client.out;
-                out.extend_from_slice(head);
-                let at = out.len();
-                out.extend_from_slice(&self.filler[..size]);
-                if with_header {
-                    header.write(&mut out[at..]);
-                }
-            } else {
-                if with_header {
-                    header.write(&mut self.filler);
-                }
-                if plan.layout().has_many_topics() {
-                    plan.layout().write_topic(number as usize, sequence, &mut source.topic);
-                }
-                let message = Message {
-                    retain: plan.workload == Workload::Retained,
-                    ..Message::new(&source.topic, &self.filler[..size], plan.qos)
-                };
-                match peer.client.publish(now, &message) {
-                    Ok(id) => self.state.on_stored(publisher, id, intended),
-                    Err(RequestError::WindowFull) => break,
-                    Err(error) => {
-                        self.state.fail(format!("publisher {number}: {error}"));
-                        break;
-                    }
-                }
-            }
-            self.state.pace.begin(publisher);
-            self.sent += 1;
-            if open {
-                self.sent_now.push(intended);
-            }
-        }
-        self.state.pace.rearm(publisher, now);
-        let sent = self.sent - before;
-        if sent > 0 {
-            self.published += if self.state.receiver.measured.contains(&now) { sent } else { 0 };
-            self.mark_dirty(self.publishers_at + publisher);
-        }
-        self.ask_if_stored(publisher, now);
-    }
-
-    /// At QoS 0 nobody says that a message was stored: a ping behind the last one does.
-    fn ask_if_stored(&mut self, publisher: usize, now: Time) {
-        let plan = self.plan;
-        if !plan.is_bounded() || plan.qos != QoS::AtMostOnce {
-            return;
-        }
-        let index = self.publishers_at + publisher;
-        let peer = &mut self.peers[index];
-        let all = self.state.pace.begun(publisher) >= plan.messages_each;
-        if all && peer.life.barrier == Barrier::None && peer.client.ping(now).is_ok() {
-            peer.life.barrier = Barrier::Asked;
-            self.mark_dirty(index);
-        }
-    }
-
-    /// Removes the retained messages of this run, with empty ones.
-    fn clear_stored(&mut self, now: Time) {
-        if self.plan.workload != Workload::Retained {
-            return;
-        }
-        for publisher in 0..self.sources.len() {
-            let index = self.publishers_at + publisher;
-            let all = self.state.pace.begun(publisher);
-            let peer = &mut self.peers[index];
-            let topic = &mut self.sources[publisher].topic;
-            let mut any = false;
-            while peer.life.cleared < all && peer.client.out.len() < BENCH_OUT_BYTES_MARK {
-                let number = peer.seat.number as usize;
-                self.plan.layout().write_topic(number, peer.life.cleared, topic);
-                let message = Message { retain: true, ..Message::new(topic, &[], QoS::AtMostOnce) };
-                if peer.client.publish(now, &message).is_err() {
-                    break;
-                }
-                peer.life.cleared += 1;
-                any = true;
-            }
-            let asked = peer.life.barrier != Barrier::None;
-            if peer.life.cleared == all && !asked && peer.client.ping(now).is_ok() {
-                peer.life.barrier = Barrier::Asked;
-                any = true;
-            }
-            if any {
-                self.mark_dirty(index);
-            }
-        }
-    }
-
-    // ---- visits ----
-
-    /// Begins the visitor's next visit, if it is due and the last one is over.
-    fn visit(&mut self, visitor: usize) {
-        let now = clock::now();
-        let index = self.visitors_at + visitor;
-        let peer = &mut self.peers[index];
-        if peer.life.busy {
-            return;
-        }
-        let kind = self.plan.visit();
-        let fits = match kind {
-            Visit::Stay => false,
-            Visit::Ping | Visit::Reconnect => peer.link == Link::Open && peer.client.is_connected(),
-            Visit::Session => peer.link == Link::Down,
-        };
-        let Some(intended) = self.state.visits.due(visitor, now).filter(|_| fits) else {
-            self.state.visits.rearm(visitor, now);
-            return;
-        };
-        self.state.visits.begin(visitor);
-        self.state.visits.rearm(visitor, now);
-        if self.state.visits.is_open() {
-            self.sent_now.push(intended);
-        }
-        let life = &mut peer.life;
-        (life.busy, life.intended) = (true, intended);
-        match kind {
-            Visit::Stay => {}
-            Visit::Ping => {
-                // A ping fails only without connection, which was looked at.
-                let _ = peer.client.ping(now);
-                self.mark_dirty(index);
-            }
-            Visit::Reconnect => {
-                life.after = After::Return;
-                life.leaving = true;
-                self.state.todo.push((index as u32, Todo::Drop));
-            }
-            Visit::Session => self.open(index, intended),
-        }
-    }
-
-    // ---- connections ----
-
-    fn open(&mut self, index: usize, intended: Time) {
-        let addr = self.plan.broker;
-        let order = self.peers[index].seat.order;
-        let source = self.plan.settings.sources.map(|count| {
-            let last = 1 + order % u32::from(count);
-            IpAddr::V4(Ipv4Addr::new(127, 0, 0, last as u8))
-        });
-        let peer = &mut self.peers[index];
-        let conn = peer.conn(index);
-        let opened = socket::begin_connect(addr, source)
-            .and_then(|socket| self.backend.add_socket(conn, socket));
-        if let Err(error) = opened {
-            return self.state.fail(format!("connect to {addr}: {error}"));
-        }
-        let mode = if peer.slow { RecvMode::Once } else { RecvMode::Multi };
-        self.backend.recv(conn, mode);
-        peer.link = Link::Open;
-        peer.life.intended = intended;
-        peer.life.leaving = false;
-        peer.frames.reset();
-        peer.client.connect(clock::now());
-        self.open_conns += 1;
-        self.state.connecting += 1;
-        self.mark_dirty(index);
-    }
-
-    fn close(&mut self, index: usize) {
-        let peer = &mut self.peers[index];
-        peer.life.leaving = true;
-        peer.link = Link::Closing;
-        self.backend.close(peer.conn(index));
-    }
-
-    fn do_todo(&mut self) {
-        let now = clock::now();
-        while let Some((index, todo)) = self.state.todo.pop() {
-            let index = index as usize;
-            let peer = &mut self.peers[index];
-            if peer.link != Link::Open {
-                continue;
-            }
-            peer.life.leaving = true;
-            if todo == Todo::Leave {
-                peer.client.disconnect(now, ReasonCode::NORMAL_DISCONNECTION);
-                // Closed when that was sent.
-                if !peer.client.out.is_empty() || peer.buf.is_none() {
-                    self.mark_dirty(index);
-                    continue;
-                }
-            }
-            self.close(index);
-        }
-    }
-
-    /// The socket is gone.
-    fn on_closed(&mut self, index: usize, now: Time) {
-        let Self { peers, state, .. } = self;
-        let Peer { client, seat, life, .. } = &mut peers[index];
-        life.leaving = true;
-        client.handle_closed(&mut |client, event| {
-            state.on_event(now, index, (*seat, life), client, event);
-        });
-        let peer = &mut peers[index];
-        // Its buffer may have gone down with it.
-        peer.buf.get_or_insert_with(OutBuf::new);
-        peer.client.out.clear();
-        match std::mem::replace(&mut peer.life.after, After::Nothing) {
-            After::Nothing => {}
-            After::Absent => state.done += 1,
-            After::NextVisit => {
-                peer.life.busy = false;
-                state.visitors_ready.push(peer.seat.local as usize);
-            }
-            After::Return => {
-                let intended = peer.life.intended;
-                self.open(index, intended);
-            }
-            After::EndSession => {
-                let options = peer.client.options_mut();
-                options.clean_start = true;
-                options.session_expiry_interval = 0;
-                self.to_connect.push_back(index as u32);
-            }
-        }
-    }
-
-    fn mark_dirty(&mut self, index: usize) {
-        if !std::mem::replace(&mut self.peers[index].dirty, true) {
-            self.dirty.push(index as u32);
-        }
-    }
-
-    /// One send for each peer with something to say and nothing on its way.
-    fn flush(&mut self) {
-        for index in self.dirty.drain(..) {
-            let peer = &mut self.peers[index as usize];
-            peer.dirty = false;
-            if peer.client.out.is_empty() || peer.link != Link::Open {
-                continue;
-            }
-            // Without its buffer it is sending, and the end of that marks it dirty again.
-            if let Some(mut buf) = peer.buf.take() {
-                std::mem::swap(buf.tail(), &mut peer.client.out);
-                self.backend.send(peer.conn(index as usize), buf);
-            }
-        }
-    }
-
     /// What was published in this tick is with the kernel, or as good as.
     fn note_lateness(&mut self) {
         if self.sent_now.is_empty() {
@@ -682,20 +377,6 @@ impl<'a, B: Backend> Worker<'a, B> {
         for intended in self.sent_now.drain(..) {
             if self.state.receiver.measured.contains(&intended) {
                 self.lateness.saturating_record(nanos_between(intended, now));
-            }
-        }
-    }
-
-    /// Slow subscribers whose rest is over read on.
-    fn resume_slow(&mut self, now: Time) {
-        while let Some((until, index)) = self.resting.front().copied() {
-            if until > now {
-                return;
-            }
-            self.resting.pop_front();
-            let peer = &self.peers[index as usize];
-            if peer.link == Link::Open {
-                self.backend.recv(peer.conn(index as usize), RecvMode::Once);
             }
         }
     }
@@ -851,132 +532,4 @@ impl<'a, B: Backend> Worker<'a, B> {
         self.completions = completions;
         Ok(())
     }
-
-    fn on_completion(&mut self, completion: Completion) {
-        match completion {
-            Completion::Received { conn, buf } => {
-                if self.is_current(conn) {
-                    self.on_received(conn.index as usize, &buf);
-                }
-                self.backend.release(buf);
-            }
-            Completion::Sent { conn, buf, result } if self.is_current(conn) => {
-                self.on_sent(conn.index as usize, buf, result);
-            }
-            Completion::RecvEnded { conn, reason } if self.is_current(conn) => {
-                let error = match reason {
-                    RecvEnd::Error(error) => Some(error),
-                    RecvEnd::Eof | RecvEnd::Cancelled => None,
-                };
-                self.on_network_end(conn.index as usize, error);
-            }
-            Completion::Closed { conn } => {
-                let index = conn.index as usize;
-                let peer = &mut self.peers[index];
-                peer.link = Link::Down;
-                peer.generation = (peer.generation + 1) % ConnId::GENERATIONS;
-                self.open_conns -= 1;
-                self.on_closed(index, clock::now());
-            }
-            _ => {}
-        }
-    }
-
-    fn is_current(&self, conn: ConnId) -> bool {
-        let peer = &self.peers[conn.index as usize];
-        peer.generation == conn.generation && peer.link == Link::Open
-    }
-
-    fn on_received(&mut self, index: usize, buf: &crate::io::RecvBuf) {
-        let now = clock::now();
-        let version = self.plan.version;
-        let Self { peers, state, backend, .. } = self;
-        let Peer { client, frames, seat, life, .. } = &mut peers[index];
-        let hears =
-            matches!(seat.role, Role::Subscriber | Role::Requester) && client.is_connected();
-        let result = frames.feed(backend.bytes(buf), |frame| {
-            if hears && let Some((_, payload)) = plain_publish(frame, version) {
-                return state.on_payload(now, *seat, life, payload);
-            }
-            client.handle_bytes(now, frame, &mut |client, event| {
-                state.on_event(now, index, (*seat, life), client, event);
-            });
-        });
-        if let Err(error) = result {
-            let name = super::state::name(*seat);
-            state.fail(format!("{name}: the broker sent a {error}"));
-        }
-        let peer = &self.peers[index];
-        if !peer.client.out.is_empty() {
-            self.mark_dirty(index);
-        }
-        let peer = &self.peers[index];
-        if peer.slow && peer.link == Link::Open {
-            self.resting.push_back((now + self.plan.slow_pause, index as u32));
-        }
-    }
-
-    fn on_sent(&mut self, index: usize, mut buf: OutBuf, result: std::io::Result<()>) {
-        buf.clear();
-        buf.shrink(BUF_KEEP.max(buf.capacity().min(2 * BENCH_OUT_BYTES_MARK)));
-        let peer = &mut self.peers[index];
-        peer.buf = Some(buf);
-        if let Err(error) = result {
-            return self.on_network_end(index, Some(error));
-        }
-        let role = peer.seat.role;
-        let local = peer.seat.local as usize;
-        if !peer.client.out.is_empty() {
-            self.mark_dirty(index);
-        } else if peer.life.leaving {
-            self.close(index);
-        }
-        if matches!(role, Role::Publisher | Role::Requester) {
-            self.state.ready.push(local);
-        }
-    }
-
-    fn on_network_end(&mut self, index: usize, error: Option<std::io::Error>) {
-        let now = clock::now();
-        let addr = self.plan.broker;
-        let Self { peers, state, .. } = self;
-        let Peer { client, seat, life, .. } = &mut peers[index];
-        if let Some(error) = error.filter(|_| !client.is_connected() && !life.leaving) {
-            state.fail(format!("connect to {addr}: {error}"));
-        }
-        client.handle_closed(&mut |client, event| {
-            state.on_event(now, index, (*seat, life), client, event);
-        });
-        self.close(index);
-    }
-}
-
-impl Source {
-    fn new(plan: &Plan, publisher: usize) -> Self {
-        let topic = plan.layout().fixed_topic(publisher).unwrap_or_default();
-        let plain = plan.qos == QoS::AtMostOnce && !topic.is_empty() && !plan.is_bounded();
-        let head = |size: &usize| {
-            let mut head = Vec::new();
-            let payload = vec![0; *size];
-            let packet = Publish {
-                dup: false,
-                qos: QoS::AtMostOnce,
-                retain: false,
-                topic: &topic,
-                packet_id: None,
-                properties: PublishProperties::default(),
-                payload: &payload,
-            };
-            Packet::Publish(packet).encode(plan.version, &mut head);
-            head.truncate(head.len() - size);
-            head
-        };
-        let heads = if plain { plan.payload.iter().map(head).collect() } else { Vec::new() };
-        Self { heads, topic }
-    }
-}
-
-/// Which of so many sizes the message has.
-fn size_of(publisher: u32, sequence: u32, sizes: usize) -> usize {
-    (mix(u64::from(publisher) << 32 | u64::from(sequence)) % sizes as u64) as usize
 }
