@@ -503,7 +503,7 @@ fn write_log(
 ) -> Result<(), Error> {
     for second in seconds {
         let from = Duration::from_secs(second.index as u64);
-        log.write(from, Duration::from_secs(1), series(second))?;
+        log.write(from, second.length, series(second))?;
     }
     Ok(())
 }

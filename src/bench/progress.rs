@@ -140,6 +140,7 @@ mod tests {
         let empty = histogram();
         progress.on_second(&Interval {
             index: 0,
+            length: Duration::from_secs(1),
             latency,
             visit_latency: empty.clone(),
             lateness: empty,

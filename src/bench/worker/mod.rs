@@ -46,6 +46,8 @@ pub(super) enum Word {
 pub(super) struct Interval {
     /// Which, from 0.
     pub(super) index: usize,
+    /// The last one is shorter.
+    pub(super) length: Duration,
     pub(super) latency: Histogram<u64>,
     pub(super) visit_latency: Histogram<u64>,
     /// Intended send to actual send.
@@ -55,6 +57,7 @@ pub(super) struct Interval {
 impl Interval {
     /// Adds the same second of another thread.
     pub(super) fn add(&mut self, other: &Self) {
+        self.length = self.length.max(other.length);
         add(&mut self.latency, &other.latency);
         add(&mut self.visit_latency, &other.visit_latency);
         add(&mut self.lateness, &other.lateness);
@@ -408,11 +411,12 @@ impl<'a, B: Backend> Worker<'a, B> {
             if let Some(missing) = self.state.receiver.missing() {
                 board.missing.store(missing, Ordering::Release);
             }
-            self.end_interval();
+            self.end_interval(INTERVAL);
             self.next_interval = self.next_interval + INTERVAL;
         }
         if self.state.phase == Phase::Goodbye && self.next_interval != Time::MAX {
-            self.end_interval();
+            let left = self.next_interval.since(now);
+            self.end_interval(INTERVAL.saturating_sub(left));
             self.next_interval = Time::MAX;
         }
         if let Some(failure) = self.state.failure.as_ref().filter(|_| !self.said_failed) {
@@ -455,10 +459,11 @@ impl<'a, B: Backend> Worker<'a, B> {
         }
     }
 
-    fn end_interval(&mut self) {
+    fn end_interval(&mut self, length: Duration) {
         let state = &mut self.state;
         let interval = Interval {
             index: self.interval,
+            length,
             latency: std::mem::replace(&mut state.receiver.latency, histogram()),
             visit_latency: std::mem::replace(&mut state.visit_latency, histogram()),
             lateness: std::mem::replace(&mut self.lateness, histogram()),
