@@ -269,7 +269,7 @@ fn what_must_not_be_hidden_is_said() {
     std::fs::remove_file(run.join("environment.json")).expect("remove environment.json");
     let text = String::from_utf8_lossy(&compare(&[&base, &losing]).stdout).into_owned();
     for words in [
-        "losing lost, repeated or reordered messages, in 3 of 3 runs",
+        "losing: messages were lost, repeated or reordered (in all 3 runs)",
         "payload: 64 | 128",
         "environment.json is missing",
     ] {

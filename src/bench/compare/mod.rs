@@ -36,7 +36,7 @@ pub struct Comparison {
     pub schema: u32,
     /// Their names; the first is what the others are held against.
     pub sets: Vec<String>,
-    /// By the name of the scenario, in the order in which they are found.
+    /// By name.
     pub scenarios: Vec<Scenario>,
     /// Machine, programs and brokers, one value for each set.
     pub environment: Vec<Fact>,
@@ -88,6 +88,7 @@ impl Comparison {
                 names.push(&run.summary.scenario);
             }
         }
+        names.sort_unstable();
         let scenarios = names.iter().filter_map(|name| Scenario::new(name, sets)).collect();
         let environment = context::facts(sets);
         let differences = context::differences(sets, &environment);
@@ -137,36 +138,49 @@ fn notes(sets: &[RunSet], runs: &[Vec<&Run>]) -> Vec<String> {
                 .into(),
         );
     }
+    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for (set, runs) in sets.iter().zip(runs) {
-        let name = &set.name;
-        if runs.is_empty() {
-            notes.push(format!("{name} has no run of this scenario."));
-        }
-        let of = |count: usize| match runs.len() {
-            1 => String::new(),
-            all => format!(", in {count} of {all} runs"),
-        };
-        let faulty = runs.iter().filter(|r| r.summary.faults.is_some_and(|f| !f.none())).count();
-        if faulty > 0 {
-            notes.push(format!("{name} lost, repeated or reordered messages{}.", of(faulty)));
-        }
-        let early = runs.iter().filter(|r| r.summary.interrupted).count();
-        if early > 0 {
-            notes.push(format!("{name} was interrupted{}.", of(early)));
-        }
-        // The same warning of several runs differs by its figures only.
-        let mut warnings: Vec<(String, &str, usize)> = Vec::new();
-        let failures = runs.iter().filter_map(|r| r.summary.failure.as_deref());
-        for text in
-            failures.chain(runs.iter().flat_map(|r| r.summary.warnings.iter().map(|w| &**w)))
-        {
-            let kind: String = text.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
-            match warnings.iter_mut().find(|(known, ..)| *known == kind) {
-                Some((.., count)) => *count += 1,
-                None => warnings.push((kind, text, 1)),
+        for text in notes_of_set(runs) {
+            // What holds for several sets is said once.
+            match said.iter_mut().find(|(known, _)| *known == text) {
+                Some((_, names)) => names.push(&set.name),
+                None => said.push((text, vec![&set.name])),
             }
         }
-        notes.extend(warnings.iter().map(|(_, text, n)| format!("{name}: {text}{}.", of(*n))));
     }
+    notes.extend(said.into_iter().map(|(text, names)| format!("{}: {text}.", names.join(", "))));
+    notes
+}
+
+/// What is to be known of the runs of one set.
+fn notes_of_set(runs: &[&Run]) -> Vec<String> {
+    if runs.is_empty() {
+        return vec!["no run of this scenario".into()];
+    }
+    let of = |count: usize| match runs.len() {
+        1 => String::new(),
+        all if all == count => format!(" (in all {all} runs)"),
+        all => format!(" (in {count} of {all} runs)"),
+    };
+    let mut notes = Vec::new();
+    let faulty = runs.iter().filter(|r| r.summary.faults.is_some_and(|f| !f.none())).count();
+    if faulty > 0 {
+        notes.push(format!("messages were lost, repeated or reordered{}", of(faulty)));
+    }
+    let early = runs.iter().filter(|r| r.summary.interrupted).count();
+    if early > 0 {
+        notes.push(format!("interrupted{}", of(early)));
+    }
+    // The same warning of several runs differs by its figures only.
+    let mut warnings: Vec<(String, &str, usize)> = Vec::new();
+    let failures = runs.iter().filter_map(|r| r.summary.failure.as_deref());
+    for text in failures.chain(runs.iter().flat_map(|r| r.summary.warnings.iter().map(|w| &**w))) {
+        let kind: String = text.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
+        match warnings.iter_mut().find(|(known, ..)| *known == kind) {
+            Some((.., count)) => *count += 1,
+            None => warnings.push((kind, text, 1)),
+        }
+    }
+    notes.extend(warnings.iter().map(|(_, text, count)| format!("{text}{}", of(*count))));
     notes
 }
