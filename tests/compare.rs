@@ -314,6 +314,50 @@ fn runs_that_cannot_be_read_are_named_with_what_to_do() {
     assert_fails(&[&broken.join("run.toml").to_string_lossy()], 2, "not a file of it");
 }
 
+/// From the load generator to the comparison, over real runs.
+#[test]
+fn what_bench_leaves_is_what_compare_reads() {
+    if support::broker::external().is_some() {
+        return skip("what_bench_leaves", "the broker's process is not known");
+    }
+    let folders = Folders::new();
+    let broker = support::Broker::start(support::combinations()[0]);
+    for run in ["1", "2", "3"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_noctule"))
+            .args(["bench", "pairs", "--pairs", "2", "--warm-up", "0", "--duration", "0.5"])
+            .args(["--rate", "500", "--port", &broker.addr().port().to_string()])
+            .args(["--broker-pid", &broker.pid().to_string()])
+            .args(["--out", &folders.path("real").join(run).to_string_lossy()])
+            .output()
+            .expect("start noctule bench");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let real = folders.path("real").to_string_lossy().into_owned();
+    let json = json(&[&real, &format!("again={real}")]);
+    assert_eq!(json["scenarios"][0]["runs"], serde_json::json!([3, 3]));
+    assert_eq!(json["differences"], serde_json::json!([]), "one machine, one scenario");
+    for key in ["cpu", "throughput", "p50", "p90", "lost", "memory", "lateness"] {
+        let cell = &row(&json, key)["cells"][1];
+        assert_eq!(cell["values"].as_array().map(Vec::len), Some(3), "{key}: {cell}");
+        let verdict = &cell["versus"]["verdict"];
+        assert!(verdict == "no-difference" || verdict.is_null(), "{key}: {cell}");
+    }
+    assert!(row(&json, "p50")["cells"][0]["value"].as_f64() > Some(0.0));
+    let facts = json["environment"].as_array().expect("facts");
+    let fact = |label: &str| {
+        let fact = facts.iter().find(|fact| fact["label"] == label && fact["part"] == "Broker");
+        fact.unwrap_or_else(|| panic!("no {label}: {facts:#?}"))["values"][0][0].to_string()
+    };
+    assert!(fact("Program").contains("noctule"), "{}", fact("Program"));
+    assert!(fact("Command").contains(" serve ") || fact("Command").contains("--listen"));
+    let page = folders.path("real.html");
+    let output = compare(&[&real, "--html", &page.to_string_lossy()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("Intended send to delivery") && text.contains('●'), "{text}");
+    let html = std::fs::read_to_string(page).expect("read the page");
+    assert!(html.contains("class=\"line s0\""), "curves come from latency.hlog");
+}
+
 #[test]
 fn the_drawing_stands_alone() {
     let folders = Folders::new();

@@ -262,7 +262,7 @@ fn own_figures(sets: &[Vec<&Run>]) -> Vec<Row> {
             "ns" => Unit::Nanoseconds,
             "µs" => Unit::Microseconds,
             "B" => Unit::Bytes,
-            "/s" => Unit::PerSecond,
+            "/s" | "1/s" => Unit::PerSecond,
             other => Unit::Other(other.to_owned()),
         };
         Row::new(name, name, &unit, first.better, false, values)
