@@ -15,7 +15,7 @@ use super::support::packets::{connect, publish};
 use super::support::{Broker, Next, Wire, combinations, on_all, on_all_at_once};
 
 use QoS::{AtLeastOnce, AtMostOnce};
-use Version::{V5, V31, V311};
+use Version::{V5, V311};
 
 fn online(broker: &Broker, version: Version, id: &str) -> Wire {
     let mut wire = broker.connect();
@@ -390,45 +390,4 @@ fn the_reason_arrives_though_the_peer_still_sends() {
             wire.expect_disconnect(noctule::codec::mqtt::ReasonCode::MALFORMED_PACKET);
         }
     });
-}
-
-/// A message that there is no room for is a transient error. What 5.0 is told by a code, older
-/// clients are told by the end of their connection: their message was not taken.
-///
-/// v3.1.1: 4.8.0-2
-/// v3.1: 3.3
-/// family: 54
-#[test]
-fn no_room_for_a_message_of_an_older_client() {
-    for combination in combinations() {
-        let broker = Broker::build(combination).arg("--memory-budget=2MiB").start();
-        let payload = vec![b'x'; 100_000];
-        for version in [V31, V311] {
-            let mut wire = online(&broker, version, "publisher");
-            let mut taken = 0;
-            loop {
-                assert!(taken < 1000, "{combination}: all was kept");
-                let topic = format!("kept/{version:?}/{taken}");
-                let message = publish(&topic, AtLeastOnce, &payload);
-                wire.send(&Packet::Publish(Publish { retain: true, ..message }));
-                match wire.next_within(Duration::from_secs(10)) {
-                    Next::Frame(frame) => assert_eq!(frame, [0x40, 2, 0, 1]),
-                    other => {
-                        assert_eq!(other, Next::Closed);
-                        break;
-                    }
-                }
-                taken += 1;
-            }
-            assert!(broker.count("broker", "publishes_refused") > 0);
-            // It may come back, and make room.
-            let mut wire = online(&broker, version, "publisher");
-            for number in 0..taken {
-                let topic = format!("kept/{version:?}/{number}");
-                wire.publish(Publish { retain: true, ..publish(&topic, AtLeastOnce, b"") });
-            }
-            wire.expect_nothing_before_ping();
-        }
-        broker.stop();
-    }
 }
