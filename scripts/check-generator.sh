@@ -70,7 +70,7 @@ done
 show='"p50 \(.p50 / 1000) µs, p90 \(.p90 / 1000) µs, p99 \(.p99 / 1000) µs (\(.count))"'
 for ((round = 1; round <= rounds; round++)); do
     "$noctule" bench pairs --pairs 1 --rate 500 --port "$port" --cpus "$generator_cpu" \
-        --io epoll --duration 3 --json | jq -r ".latency_nanos | $show" | sed 's/^/  noctule bench: /'
+        --duration 3 --json | jq -r ".latency_nanos | $show" | sed 's/^/  noctule bench: /'
     taskset -c "$generator_cpu" "$independent" 127.0.0.1 "$port" 500 3 | jq -r "$show" |
         sed 's/^/  rumqttc:       /'
 done

@@ -76,6 +76,10 @@ pub(super) fn run(
             plan.clients()
         )));
     }
+    if !plan.cpus.is_empty() {
+        // Here as well: the other CPUs are the broker's.
+        pin(&plan.cpus)?;
+    }
     // Falling back needs no word here: the report names what was used.
     let engine = probe::select(plan.io).map_err(Error::Plan)?.engine;
     let backend = match engine {
@@ -131,15 +135,15 @@ pub(super) fn run(
     })
 }
 
-/// Keeps the calling thread on `cpu`.
+/// Keeps the calling thread on `cpus`.
 ///
 /// # Errors
 /// When this process may not run there.
-pub fn pin(cpu: usize) -> Result<(), Error> {
+pub fn pin(cpus: &[usize]) -> Result<(), Error> {
     let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
+    cpus.iter().for_each(|cpu| set.set(*cpu));
     rustix::thread::sched_setaffinity(None, &set)
-        .map_err(|error| Error::Plan(format!("cpus: CPU {cpu} cannot be used: {error}")))
+        .map_err(|error| Error::Plan(format!("cpus: CPU {cpus:?} cannot be used: {error}")))
 }
 
 /// A thread of the generator.
@@ -151,7 +155,7 @@ fn work(
     said: Sender<Word>,
 ) -> Result<Found, Error> {
     if let Some(cpu) = plan.cpus.get(thread % plan.cpus.len().max(1))
-        && let Err(error) = pin(*cpu)
+        && let Err(error) = pin(&[*cpu])
     {
         let _ = said.send(Word::Failed(error.to_string()));
         return Err(error);

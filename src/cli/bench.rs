@@ -122,8 +122,9 @@ fn cpu_list(settings: &Settings) -> Result<Vec<usize>, Error> {
 /// Counts until it is interrupted, and prints what came.
 fn sink(addr: SocketAddr, flags: &Flags) -> ExitCode {
     let run = || -> Result<sink::Counts, Error> {
-        if let Some(cpu) = cpu_list(&flags.settings)?.first() {
-            bench::pin(*cpu)?;
+        let cpus = cpu_list(&flags.settings)?;
+        if !cpus.is_empty() {
+            bench::pin(&cpus)?;
         }
         let io = flags.settings.io.as_deref().unwrap_or("auto").parse().map_err(Error::Plan)?;
         let interrupted =
