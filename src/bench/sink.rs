@@ -25,7 +25,8 @@ use crate::codec::mqtt::{
 use crate::ids::ConnId;
 use crate::io::probe::{self, Engine};
 use crate::io::{
-    Backend, Choice, Completion, Epoll, PoolSize, RecvMode, Settings, Uring, Wait, socket,
+    Backend as _, Choice, Completion, Epoll, Kernel, PoolSize, RecvMode, Settings, Uring, Wait,
+    socket,
 };
 use crate::limits::{BENCH_SINK_OUT_BYTES_MAX, LISTEN_BACKLOG};
 
@@ -116,7 +117,7 @@ struct Sink<B> {
     counts: Counts,
 }
 
-impl<B: Backend> Sink<B> {
+impl<B: Kernel> Sink<B> {
     fn new(backend: B) -> Self {
         Self {
             backend,

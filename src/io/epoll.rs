@@ -15,7 +15,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -311,6 +311,9 @@ impl Epoll {
 }
 
 impl Backend for Epoll {
+    type Socket = OwnedFd;
+    type Listener = TcpListener;
+
     fn name(&self) -> &'static str {
         "epoll"
     }
@@ -410,6 +413,10 @@ impl Backend for Epoll {
         // It fails only for a descriptor that is not registered.
         let _ = self.epoll.registry().deregister(&mut SourceFd(&socket.as_raw_fd()));
         Some(socket)
+    }
+
+    fn peer_addr(&self, socket: &OwnedFd) -> Option<SocketAddr> {
+        socket::peer_addr(socket)
     }
 
     fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {

@@ -59,7 +59,7 @@ pub mod waker;
 
 use std::fmt;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::time::Duration;
@@ -77,6 +77,13 @@ pub use waker::Waker;
 
 /// The kernel, seen from one shard. The module's header is the contract.
 pub trait Backend {
+    /// A connected socket on its way into a backend or from one to another: [`OwnedFd`], but for
+    /// the simulation. Dropping it closes it.
+    type Socket: Send + fmt::Debug;
+
+    /// What is accepted from: [`TcpListener`], but for the simulation.
+    type Listener: fmt::Debug;
+
     /// `uring`, `epoll` or `sim`.
     fn name(&self) -> &'static str;
 
@@ -88,7 +95,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// When the kernel refuses to watch it.
-    fn add_listener(&mut self, listener: TcpListener) -> io::Result<ListenerId>;
+    fn add_listener(&mut self, listener: Self::Listener) -> io::Result<ListenerId>;
 
     /// Stops accepting and closes the listener. Connections that the kernel had already accepted
     /// are closed.
@@ -98,7 +105,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// When the kernel refuses to watch it; the socket is closed.
-    fn add_socket(&mut self, conn: ConnId, socket: OwnedFd) -> io::Result<()>;
+    fn add_socket(&mut self, conn: ConnId, socket: Self::Socket) -> io::Result<()>;
 
     /// Asks for input.
     ///
@@ -124,7 +131,10 @@ pub trait Backend {
 
     /// Takes the socket back, to hand it over: `None` unless the connection is quiet. The slot is
     /// free at once.
-    fn detach(&mut self, conn: ConnId) -> Option<OwnedFd>;
+    fn detach(&mut self, conn: ConnId) -> Option<Self::Socket>;
+
+    /// Who is at the other end, where that can be told.
+    fn peer_addr(&self, socket: &Self::Socket) -> Option<SocketAddr>;
 
     /// Enters the kernel: submits everything, waits as `wait` says for something to happen, appends
     /// all that did, up to the bounds of a tick. One entry, but for a ring that has more to say than
@@ -132,7 +142,11 @@ pub trait Backend {
     ///
     /// # Errors
     /// When the kernel refuses the entry itself; the shard cannot go on.
-    fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()>;
+    fn poll(
+        &mut self,
+        wait: Wait,
+        completions: &mut Vec<Completion<Self::Socket>>,
+    ) -> io::Result<()>;
 
     /// The bytes of `buf`; never none.
     fn bytes(&self, buf: &RecvBuf) -> &[u8];
@@ -157,6 +171,11 @@ pub trait Backend {
     /// What it has counted since it was made.
     fn counters(&self) -> IoCounters;
 }
+
+/// A backend over this machine's sockets.
+pub trait Kernel: Backend<Socket = OwnedFd, Listener = TcpListener> {}
+
+impl<B: Backend<Socket = OwnedFd, Listener = TcpListener>> Kernel for B {}
 
 /// A listener of one backend. Never used again within that backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -184,13 +203,13 @@ pub enum Wait {
 
 /// Something has happened.
 #[derive(Debug)]
-pub enum Completion {
+pub enum Completion<S = OwnedFd> {
     /// A peer has connected.
     Accepted {
         /// To where.
         listener: ListenerId,
         /// Its socket, not yet known to the backend.
-        socket: OwnedFd,
+        socket: S,
     },
     /// The kernel could not accept; the backend goes on by itself. Without descriptors
     /// (`EMFILE`) the waiting peers have been turned away.
@@ -251,12 +270,12 @@ pub struct RecvBuf {
 
 impl RecvBuf {
     /// The first `len` bytes of buffer `index`. For backends.
-    pub(crate) const fn new(index: u32, len: u32) -> Self {
+    pub const fn new(index: u32, len: u32) -> Self {
         Self { index, len }
     }
 
     /// Which buffer of the pool. For backends.
-    pub(crate) const fn index(&self) -> usize {
+    pub const fn index(&self) -> usize {
         self.index as usize
     }
 

@@ -20,7 +20,7 @@ use crate::clock;
 const POLLS_MAX: usize = 200_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-trait Open: Backend + Sized {
+trait Open: Kernel + Sized {
     fn open(settings: &Settings) -> io::Result<Self>;
 }
 

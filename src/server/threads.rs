@@ -18,7 +18,7 @@ use crate::broker;
 use crate::clock;
 use crate::ids::{PlacementKey, ShardId};
 use crate::io::probe::Engine;
-use crate::io::{Backend, Epoll, Settings, Uring, Waker};
+use crate::io::{Epoll, Kernel, Settings, Uring, Waker};
 use crate::limits::LANE_RING_LEN;
 use crate::mesh;
 use crate::shard::{Setup, Shard};
@@ -165,7 +165,7 @@ impl Job {
         }
     }
 
-    fn run_with<B: Backend>(self, backend: io::Result<B>) {
+    fn run_with<B: Kernel>(self, backend: io::Result<B>) {
         let Self { setup, extensions, built, wakers, started, events, .. } = self;
         let id = setup.id;
         let backend = match backend {

@@ -12,17 +12,16 @@ use super::receive::{apply, handle_input};
 use crate::broker::{Accepted, Frame, Step};
 use crate::codec::mqtt::{self, Connect, DecodeError, Packet, Side};
 use crate::ids::{ConnId, ShardId};
-use crate::io::{Backend, ListenerId, RecvMode, socket};
+use crate::io::{Backend, ListenerId, RecvMode};
 use crate::transport::Transport;
-use std::os::fd::{AsFd, OwnedFd};
 
 impl<B: Backend> Shard<B> {
-    pub(super) fn on_accepted(&mut self, listener: ListenerId, descriptor: OwnedFd) {
+    pub(super) fn on_accepted(&mut self, listener: ListenerId, descriptor: B::Socket) {
         self.counters.accepted += 1;
         if self.stopping.is_some() {
             return;
         }
-        let peer = socket::peer_addr(descriptor.as_fd());
+        let peer = self.backend.peer_addr(&descriptor);
         let listener = self.listener_ids.iter().position(|id| *id == listener).unwrap_or(0);
         let accepted = Accepted { at: self.now, listener: listener as u16, peer };
         let conn = Conn::new(accepted, Transport::Tcp, self.connect_size_max);
@@ -33,7 +32,7 @@ impl<B: Backend> Shard<B> {
     }
 
     /// Gives a connection a slot and registers its socket; drops it when that fails.
-    fn insert(&mut self, descriptor: OwnedFd, conn: Conn) -> Option<ConnId> {
+    fn insert(&mut self, descriptor: B::Socket, conn: Conn) -> Option<ConnId> {
         let id = self.conns.insert(conn);
         match self.backend.add_socket(id, descriptor) {
             Ok(()) => Some(id),
@@ -233,7 +232,7 @@ impl<B: Backend> Shard<B> {
     }
 
     /// A connection comes home, with its CONNECT whole.
-    pub(super) fn adopt(&mut self, from: ShardId, moved: Move) {
+    pub(super) fn adopt(&mut self, from: ShardId, moved: Move<B::Socket>) {
         self.lanes.took_move(from);
         self.counters.moved_in += 1;
         if self.stopping.is_some() {

@@ -13,17 +13,23 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 /// All that one shard says to one other in one tick.
-#[derive(Debug, Default)]
-pub struct Parcel {
+#[derive(Debug)]
+pub struct Parcel<S = OwnedFd> {
     /// The broker's entries.
     pub(super) batch: Batch,
     /// Connections that come home.
-    pub(super) moves: Vec<Move>,
+    pub(super) moves: Vec<Move<S>>,
     /// How many connections the sender has taken from the receiver since it last said so.
     pub(super) moves_taken: u32,
 }
 
-impl Parcel {
+impl<S> Default for Parcel<S> {
+    fn default() -> Self {
+        Self { batch: Batch::default(), moves: Vec::new(), moves_taken: 0 }
+    }
+}
+
+impl<S> Parcel<S> {
     fn is_empty(&self) -> bool {
         self.batch.is_empty() && self.moves.is_empty() && self.moves_taken == 0
     }
@@ -42,8 +48,8 @@ impl Parcel {
 
 /// A connection on its way home (SHARDS.md H1): quiet on its old shard, with all that was read.
 #[derive(Debug)]
-pub(super) struct Move {
-    pub socket: OwnedFd,
+pub(super) struct Move<S> {
+    pub socket: S,
     pub accepted: Accepted,
     pub transport: Transport,
     /// Its CONNECT and whatever came behind it.
@@ -52,30 +58,42 @@ pub(super) struct Move {
 
 /// The outgoing side of all lanes of one shard.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(super) struct Lanes<S> {
     me: ShardId,
-    to: Vec<Lane>,
+    to: Vec<Lane<S>>,
     full: ShardSet,
 }
 
-#[derive(Debug, Default)]
-struct Lane {
+#[derive(Debug)]
+struct Lane<S> {
     /// Grows until the end of the tick.
-    open: Parcel,
-    spill: VecDeque<Parcel>,
+    open: Parcel<S>,
+    spill: VecDeque<Parcel<S>>,
     spill_bytes: usize,
     moves_open: usize,
     /// Connections whose move waits for room among the open ones.
     moves_waiting: VecDeque<ConnId>,
 }
 
-impl Lanes {
+impl<S> Default for Lane<S> {
+    fn default() -> Self {
+        Self {
+            open: Parcel::default(),
+            spill: VecDeque::new(),
+            spill_bytes: 0,
+            moves_open: 0,
+            moves_waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<S> Lanes<S> {
     pub(super) fn new(me: ShardId, shards: usize) -> Self {
         Self { me, to: (0..shards).map(|_| Lane::default()).collect(), full: ShardSet::EMPTY }
     }
 
     /// The other shards.
-    pub(super) fn peers(&self) -> impl Iterator<Item = ShardId> + use<> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = ShardId> + use<S> {
         let me = self.me;
         (0..self.to.len()).map(ShardId::new).filter(move |shard| *shard != me)
     }
@@ -91,7 +109,7 @@ impl Lanes {
     }
 
     /// Sends a connection home.
-    pub(super) fn send_move(&mut self, home: ShardId, sent: Move) {
+    pub(super) fn send_move(&mut self, home: ShardId, sent: Move<S>) {
         let lane = &mut self.to[home.index()];
         lane.moves_open += 1;
         lane.open.moves.push(sent);
@@ -128,7 +146,7 @@ impl Lanes {
     /// lanes whose spill stands above its mark, if that set has changed.
     pub(super) fn flush(
         &mut self,
-        mesh: &mut Mesh<Parcel>,
+        mesh: &mut Mesh<Parcel<S>>,
         batches: &mut [Batch],
     ) -> Option<ShardSet> {
         let mut full = ShardSet::EMPTY;
@@ -147,8 +165,8 @@ impl Lanes {
     }
 }
 
-impl Lane {
-    fn flush(&mut self, mesh: &mut Mesh<Parcel>, to: ShardId) {
+impl<S> Lane<S> {
+    fn flush(&mut self, mesh: &mut Mesh<Parcel<S>>, to: ShardId) {
         let had_spill = !self.spill.is_empty();
         while let Some(parcel) = self.spill.pop_front() {
             let bytes = parcel.bytes();
@@ -174,7 +192,7 @@ impl Lane {
         }
     }
 
-    fn keep(&mut self, parcel: Parcel) {
+    fn keep(&mut self, parcel: Parcel<S>) {
         self.spill_bytes += parcel.bytes();
         self.spill.push_back(parcel);
     }

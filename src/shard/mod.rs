@@ -36,13 +36,14 @@ use lanes::Lanes;
 use receive::{handle_input, receive};
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 use stop::Stopping;
 
 /// What a shard is made of.
 #[derive(Debug)]
-pub struct Setup {
+pub struct Setup<S = OwnedFd, L = TcpListener> {
     /// Which shard.
     pub id: ShardId,
     /// How many there are.
@@ -56,9 +57,9 @@ pub struct Setup {
     /// How long a connection may take to its CONNECT.
     pub connect_timeout: Duration,
     /// This shard's own listeners, bound with SO_REUSEPORT, in the order of the configuration.
-    pub listeners: Vec<TcpListener>,
+    pub listeners: Vec<L>,
     /// Its end of the lanes.
-    pub mesh: Mesh<Parcel>,
+    pub mesh: Mesh<Parcel<S>>,
     /// From the control thread.
     pub control: Receiver<ControlMessage>,
     /// Where time comes from: [`crate::clock::now`], or a simulation's.
@@ -76,15 +77,15 @@ pub struct Shard<B: Backend> {
     backend: B,
     broker: Broker,
     journal: Journal,
-    mesh: Mesh<Parcel>,
-    lanes: Lanes,
+    mesh: Mesh<Parcel<B::Socket>>,
+    lanes: Lanes<B::Socket>,
     /// Of all shards, by number.
     wakers: Vec<Waker>,
     control: Receiver<ControlMessage>,
     stopping: Option<Stopping>,
 
     conns: Conns,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<B::Listener>,
     listener_ids: Vec<ListenerId>,
     connect_size_max: usize,
     /// For CONNECT to come.
@@ -97,7 +98,7 @@ pub struct Shard<B: Backend> {
     takeovers: Vec<(ConnId, ConnId)>,
     /// Connections whose send has ended while more was waiting.
     sendable: Vec<ConnId>,
-    completions: Vec<Completion>,
+    completions: Vec<Completion<B::Socket>>,
     counters: LoopCounters,
 }
 
@@ -112,7 +113,7 @@ pub enum Turn {
 
 impl<B: Backend> Shard<B> {
     /// A shard that does not accept yet: [`Shard::start`] comes when all others stand.
-    pub fn new(setup: Setup, backend: B) -> Self {
+    pub fn new(setup: Setup<B::Socket, B::Listener>, backend: B) -> Self {
         let now = (setup.clock)();
         Self {
             id: setup.id,
@@ -185,7 +186,15 @@ impl<B: Backend> Shard<B> {
     /// # Errors
     /// As [`Shard::run`].
     pub fn tick(&mut self) -> io::Result<Turn> {
-        let wait = self.wait();
+        let wait = self.prepare();
+        self.turn(wait)
+    }
+
+    /// The tick behind its first step: enters the kernel, and works.
+    ///
+    /// # Errors
+    /// As [`Shard::run`].
+    pub fn turn(&mut self, wait: Wait) -> io::Result<Turn> {
         let mut completions = std::mem::take(&mut self.completions);
         self.backend.poll(wait, &mut completions)?;
         self.mesh.awake();
@@ -204,9 +213,10 @@ impl<B: Backend> Shard<B> {
         Ok(turn)
     }
 
-    /// How long the backend may sleep: until the next deadline, and not at all when another shard
-    /// has said something in between.
-    fn wait(&mut self) -> Wait {
+    /// The first step of a tick: how long the backend may sleep. Until the next deadline, and not
+    /// at all when another shard has said something in between. From here to [`Shard::turn`] other
+    /// shards count this one as asleep; a simulation lets time pass between the two.
+    pub fn prepare(&mut self) -> Wait {
         if !self.sendable.is_empty()
             || !self.broker.out.is_empty()
             || self.has_stopped()
@@ -224,7 +234,7 @@ impl<B: Backend> Shard<B> {
         }
     }
 
-    fn on_completion(&mut self, completion: Completion) {
+    fn on_completion(&mut self, completion: Completion<B::Socket>) {
         match completion {
             Completion::Received { conn, buf } => self.on_received(conn, buf),
             Completion::Sent { conn, buf, result } => self.on_sent(conn, buf, result),

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::ids::PlacementKey;
 use crate::io::epoll::Epoll;
 use crate::io::uring::Uring;
-use crate::io::{Settings, socket};
+use crate::io::{Kernel, Settings, socket};
 use crate::mesh::mesh;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    fn new<B: Backend + 'static>(
+    fn new<B: Kernel + 'static>(
         shards: usize,
         connect_timeout: Duration,
         make: fn(&Settings) -> io::Result<B>,

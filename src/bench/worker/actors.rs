@@ -13,7 +13,7 @@ use super::Worker;
 use crate::client::{Message, RequestError};
 use crate::clock::{self, Time};
 use crate::codec::mqtt::{Packet, Publish, PublishProperties, QoS};
-use crate::io::Backend;
+use crate::io::Kernel;
 use crate::limits::BENCH_OUT_BYTES_MARK;
 
 /// What is sent of a publisher's messages, but for the header.
@@ -23,7 +23,7 @@ pub(super) struct Source {
     pub(super) topic: String,
 }
 
-impl<B: Backend> Worker<'_, B> {
+impl<B: Kernel> Worker<'_, B> {
     /// Publishes as much as pace, window and buffer allow.
     pub(super) fn publish(&mut self, publisher: usize) {
         let now = clock::now();

@@ -16,10 +16,10 @@ use crate::buf::OutBuf;
 use crate::clock::{self, Time};
 use crate::codec::mqtt::ReasonCode;
 use crate::ids::ConnId;
-use crate::io::{Backend, Completion, RecvEnd, RecvMode, socket};
+use crate::io::{Completion, Kernel, RecvEnd, RecvMode, socket};
 use crate::limits::BENCH_OUT_BYTES_MARK;
 
-impl<B: Backend> Worker<'_, B> {
+impl<B: Kernel> Worker<'_, B> {
     /// Connects who is to connect, as the ramp or the number of those under way allows.
     pub(super) fn connect_due(&mut self, now: Time) {
         while let Some(index) = self.to_connect.front().copied() {

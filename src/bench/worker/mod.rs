@@ -23,7 +23,7 @@ use super::shared::{Phase, Role, Seating, Shared};
 use super::state::{State, Todo};
 use super::workload::{Plan, Workload};
 use crate::clock::{self, Time};
-use crate::io::{Backend, Completion, Wait, Waker};
+use crate::io::{Completion, Kernel, Wait, Waker};
 use crate::limits::{BENCH_GOODBYE, BENCH_STALL};
 use actors::Source;
 
@@ -120,7 +120,7 @@ pub(super) struct Worker<'a, B> {
     said_failed: bool,
 }
 
-impl<'a, B: Backend> Worker<'a, B> {
+impl<'a, B: Kernel> Worker<'a, B> {
     pub(super) fn new(
         plan: &'a Plan,
         shared: &'a Shared,

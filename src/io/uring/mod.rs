@@ -22,7 +22,7 @@ mod ops;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -444,6 +444,9 @@ impl Uring {
 }
 
 impl Backend for Uring {
+    type Socket = OwnedFd;
+    type Listener = TcpListener;
+
     fn name(&self) -> &'static str {
         "uring"
     }
@@ -569,6 +572,10 @@ impl Backend for Uring {
             return None;
         }
         Some(self.conns.remove(conn)?.socket)
+    }
+
+    fn peer_addr(&self, socket: &OwnedFd) -> Option<SocketAddr> {
+        socket::peer_addr(socket)
     }
 
     fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {
