@@ -565,7 +565,8 @@ impl Broker {
             return;
         }
         outgoing.exchanges.release(index);
-        if let Some(conn) = session.conn {
+        // One whose CONNACK is still to come gets it behind that (SHARDS.md H5).
+        if let Some((conn, _)) = online(&mut self.conns, session.conn) {
             self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
         }
     }

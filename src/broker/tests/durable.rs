@@ -129,6 +129,28 @@ fn an_assignment_committed_between_connections() {
     );
 }
 
+/// SHARDS.md H5: a PUBREL whose RECEIVED is committed between CONNECT and CONNACK comes behind
+/// CONNACK, once.
+#[test]
+fn an_owed_pubrel_does_not_pass_connack() {
+    let mut world = recording(1);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "t", QoS::ExactlyOnce);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
+    world.take(subscriber);
+    world.commits = false;
+    world.send(subscriber, &Packet::PubRec(ack(1)));
+    world.cut(subscriber);
+    let subscriber = world.connect(&stay(Version::V5, "s"));
+    commit(&mut world);
+    let got = world.take(subscriber);
+    assert!(
+        matches!(&got[..], [Got::ConnAck { .. }, Got::PubRel(1, ReasonCode::SUCCESS)]),
+        "{got:?}"
+    );
+}
+
 /// Everything above with a commit in each tick is as without: no difference is seen.
 #[test]
 fn with_commits_nothing_looks_different() {
