@@ -8,6 +8,7 @@
 #   lint         clippy with all warnings denied; shellcheck
 #   unit         unit, property, documentation and house-rule tests
 #   loom         the handshake between shards, in all orders of its steps (bounded)
+#   sim          the broker in simulated worlds: past failures, and fresh seeds
 #   conformance  MQTT by raw packets against a real process, both I/O backends, one and two shards;
 #                fails as well when tests/mqtt/CONFORMANCE.md is not what this run gives
 #   blackbox     everything else with a real process, on the same four
@@ -25,7 +26,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-STAGES=(format lint unit loom conformance blackbox clients fuzz)
+STAGES=(format lint unit loom sim conformance blackbox clients fuzz)
 # Nothing is skipped: a test that cannot run here fails.
 export CI=${CI:-true}
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -72,7 +73,7 @@ stage_blackbox() {
         name=${name%/main.rs}
         name=${name%.rs}
         case $name in
-        tidy | dependencies | conformance | mqtt | clients | '*') ;;
+        tidy | dependencies | conformance | mqtt | clients | sim | '*') ;;
         *) tests+=(--test "$name") ;;
         esac
     done
@@ -83,6 +84,13 @@ stage_blackbox() {
 stage_clients() {
     install_clients
     cargo test --locked --no-fail-fast --test clients
+}
+
+# Past failures and sameness with all assertions; then seeds that nobody has run before.
+stage_sim() {
+    cargo test --locked --profile sim --test sim
+    scripts/mutants.sh --check
+    scripts/sim.sh --seeds "${NOCTULE_SIM_SEEDS:-200}"
 }
 
 stage_fuzz() {

@@ -18,5 +18,6 @@ pub mod limits;
 pub mod mesh;
 pub mod server;
 pub mod shard;
+pub mod sim;
 pub mod sync;
 pub mod transport;

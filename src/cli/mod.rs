@@ -12,6 +12,7 @@ mod properties;
 mod pub_;
 mod rr;
 mod serve;
+mod sim;
 mod sub;
 
 use std::process::ExitCode;
@@ -49,6 +50,8 @@ enum Command {
     Bench(Box<bench::Flags>),
     /// Hold runs of bench against each other
     Compare(compare::Flags),
+    /// Run the broker in a simulated world, and check all that its clients see
+    Sim(sim::Flags),
     /// Try what the broker needs of this machine, and say what to do about the rest
     Doctor(doctor::Flags),
 }
@@ -61,6 +64,7 @@ pub fn run() -> ExitCode {
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::Bench(flags)) => bench::run(*flags),
         Some(Command::Compare(flags)) => compare::run(&flags),
+        Some(Command::Sim(flags)) => sim::run(flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),
         Some(Command::Rr(flags)) => rr::run(&flags),

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Planted bugs: are they found by the simulated world? scripts/mutants.sh [options] [NAME...]
+#
+# Each tests/mutants/NAME.patch is a small bug. It is applied to a copy of the tree, which is built
+# and runs seeds until one breaks a rule; the table says how many that took, and which rule. Without
+# names, all of them.
+#
+#   --check        only see whether all patches still apply
+#   --seeds N      give up after so many (200)
+#   --from S       the first seed (1)
+#
+# A patch that does not apply, or a bug that is not found, fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
+
+check=
+seeds=200
+from=1
+names=()
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --check) check=yes ;;
+    --seeds) seeds=$2 && shift ;;
+    --from) from=$2 && shift ;;
+    -*) die "unknown option $1" ;;
+    *) names+=("$1") ;;
+    esac
+    shift
+done
+if [[ ${#names[@]} -eq 0 ]]; then
+    for patch in tests/mutants/*.patch; do
+        names+=("$(basename "$patch" .patch)")
+    done
+fi
+
+copy=$(target_dir)/mutants/tree
+rm -rf "$copy"
+mkdir -p "$copy"
+failed=0
+
+# A fresh copy of what a build needs, with one bug.
+plant() {
+    # Files that have not changed keep their times, so that little is built again.
+    cp -a -u Cargo.toml Cargo.lock src benches tests "$copy"
+    for file in "${touched[@]}"; do
+        cp "$file" "$copy/$file"
+    done
+    touched=()
+    mapfile -t touched < <(sed -n 's,^+++ b/\([^[:space:]]*\).*,\1,p' "tests/mutants/$1.patch")
+    patch --quiet --forward --strip=1 --directory="$copy" <"tests/mutants/$1.patch"
+}
+
+touched=()
+printf '%-24s %8s  %-18s %s\n' bug seeds rule what
+for name in "${names[@]}"; do
+    what=$(head -1 "tests/mutants/$name.patch")
+    if ! plant "$name" >/dev/null; then
+        printf '%-24s %8s  %-18s %s\n' "$name" - "DOES NOT APPLY" "$what"
+        failed=$((failed + 1))
+        continue
+    fi
+    if [[ -n $check ]]; then
+        printf '%-24s %8s  %-18s %s\n' "$name" - applies "$what"
+        continue
+    fi
+    CARGO_TARGET_DIR=$(target_dir)/mutants cargo build --locked --quiet --profile sim \
+        --manifest-path "$copy/Cargo.toml" --bin noctule
+    used=$seeds
+    rule="NOT FOUND"
+    for ((seed = from; seed < from + seeds; seed++)); do
+        if ! log=$(timeout 120 "$(target_dir)/mutants/sim/noctule" sim --seed "$seed" 2>/dev/null); then
+            used=$((seed - from + 1))
+            rule=$(sed -n 's/^\([a-z-]*\): .*/\1/p' <<<"$log" | head -1)
+            rule=${rule:-crash}
+            break
+        fi
+    done
+    printf '%-24s %8d  %-18s %s\n' "$name" "$used" "$rule" "$what"
+    if [[ $rule == "NOT FOUND" ]]; then
+        failed=$((failed + 1))
+    fi
+done
+echo "${#names[@]} bugs, $failed not found or not applicable"
+[[ $failed -eq 0 ]]

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Runs seeds of the simulated world on all CPUs: scripts/sim.sh [options]
+#
+#   --seeds N      so many (200)
+#   --seconds T    as many as fit into this time, instead
+#   --from S       the first seed; by default it follows from the commit, so that each has fresh ones
+#   --table        print how often each fault has struck, and each path was taken
+#
+# Other options go to `noctule sim`. The first failure ends it and prints the command that replays
+# it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
+
+seeds=200
+seconds=
+from=
+rest=()
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --seeds) seeds=$2 && shift ;;
+    --seconds) seconds=$2 && shift ;;
+    --from) from=$2 && shift ;;
+    *) rest+=("$1") ;;
+    esac
+    shift
+done
+if [[ -z $from ]]; then
+    commit=$(git rev-parse --short=8 HEAD 2>/dev/null || echo 1)
+    from=$((16#$commit * 1000))
+fi
+
+cargo build --locked --quiet --profile sim --bin noctule
+noctule=$(target_dir)/sim/noctule
+workers=$(nproc)
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+start=$SECONDS
+
+# Seeds $1 to $1 + $2 - 1, or until the time is over.
+work() {
+    local first=$1 count=$2 log=$3 done=0 part
+    while [[ -n $seconds || $done -lt $count ]]; do
+        if [[ -n $seconds && $((SECONDS - start)) -ge $seconds ]] || [[ -e $logs/failed ]]; then
+            break
+        fi
+        part=$((count - done < 20 && ${seconds:-0} == 0 ? count - done : 20))
+        if ! "$noctule" sim --seed $((first + done)) --seeds "$part" "${rest[@]}" >"$log" 2>&1; then
+            cp "$log" "$logs/failed"
+            break
+        fi
+        if [[ " ${rest[*]} " == *" --table "* ]]; then
+            cat "$log"
+        fi
+        done=$((done + part))
+    done
+    echo "$done" >"$log.done"
+}
+
+share=$(((seeds + workers - 1) / workers))
+[[ -z $seconds ]] || share=1000000
+pids=()
+for ((i = 0; i < workers; i++)); do
+    work $((from + i * share)) "$share" "$logs/$i" &
+    pids+=($!)
+done
+wait "${pids[@]}"
+
+total=$(cat "$logs"/*.done | awk '{ sum += $1 } END { print sum + 0 }')
+elapsed=$((SECONDS - start))
+echo "$total seeds from $from in $elapsed s, $((total * 60 / (elapsed > 0 ? elapsed : 1))) a minute"
+if [[ -e $logs/failed ]]; then
+    cat "$logs/failed"
+    exit 1
+fi

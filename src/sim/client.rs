@@ -1,0 +1,775 @@
+//! A simulated client: it speaks MQTT with the real codec, keeps its side of the session, checks
+//! what it can see for itself, and tells the oracle the rest.
+//!
+//! It is honest about what it has: an answer is written only for what was read, a session that
+//! the broker has lost is forgotten, what was not acknowledged is sent again with DUP and in its
+//! order. It is not polite: it closes when it likes, and its old connections stay open until the
+//! broker ends them.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::faults::Kind;
+use super::network::{Network, Read, now};
+use super::oracle::{Arrival, Oracle};
+use crate::clock::Time;
+use crate::codec::mqtt::{
+    Ack, ConnAck, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, Side, SubAck,
+    Version, decode, frame_len,
+};
+
+/// What a client has asked for.
+#[derive(Clone, Debug)]
+pub enum Exchange {
+    /// PUBLISH; then, after PUBREC, PUBREL.
+    Publish {
+        /// The message.
+        message: u64,
+        /// As published.
+        qos: QoS,
+        /// PUBREC has come.
+        released: bool,
+        /// For those that are sent again: after all that was sent before.
+        order: u64,
+    },
+    /// SUBSCRIBE, with filters and what was asked for each.
+    Subscribe(Vec<(String, QoS)>),
+    /// UNSUBSCRIBE.
+    Unsubscribe(Vec<String>),
+}
+
+/// How far its connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// None.
+    Idle,
+    /// CONNECT is sent.
+    Connecting,
+    /// CONNACK has come.
+    Online,
+    /// It said DISCONNECT, or broke the protocol: the broker has to close.
+    Ending,
+}
+
+/// An earlier connection that the client has not closed.
+#[derive(Debug)]
+struct Old {
+    link: usize,
+    inbox: Vec<u8>,
+    last_reason: Option<ReasonCode>,
+    was_online: bool,
+}
+
+/// What a CONNECT asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    /// Clean Start.
+    pub clean: bool,
+    /// Session Expiry Interval; `u32::MAX` for a 3.x session.
+    pub expiry_secs: u32,
+    /// Of ours; 0 is none.
+    pub receive_maximum: u16,
+    /// Of ours; 0 is none.
+    pub packet_max: u32,
+    /// Seconds; 0 is none.
+    pub keep_alive: u16,
+}
+
+/// One client. See the [module](self).
+#[derive(Debug)]
+pub struct Client {
+    /// Its number.
+    pub index: usize,
+    /// Its id.
+    pub id: String,
+    /// What it speaks.
+    pub version: Version,
+    /// Of the present connection, or the last.
+    pub asked: Asked,
+    /// How far that is.
+    pub stage: Stage,
+    /// Its link.
+    pub link: Option<usize>,
+    old: Vec<Old>,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    /// What it has asked for, by packet id.
+    pub exchanges: BTreeMap<u16, Exchange>,
+    orders: u64,
+    next_id: u16,
+    /// QoS 2 messages that it has, by packet id, until PUBREL.
+    received: BTreeMap<u16, u64>,
+    /// Messages that it has not fully acknowledged, by packet id.
+    unacknowledged: BTreeMap<u16, u64>,
+    /// Answers that wait, and the packet id that is free when they are written.
+    answers: VecDeque<(Time, Vec<u8>, u16)>,
+    /// Aliases of the present connection.
+    pub aliases: BTreeMap<String, u16>,
+    /// What the broker allows.
+    pub alias_max: u16,
+    /// What the broker allows.
+    pub receive_max: u16,
+    /// It does not read before.
+    pub deaf_until: Time,
+    /// It does not connect before.
+    pub away_until: Time,
+    last_sent: Time,
+    ping_sent: bool,
+    /// A connection with Clean Start whose CONNACK has not come: what it did, nobody knows.
+    is_unsure: bool,
+    /// Connections with Clean Start that were given up before CONNACK: they may end a session
+    /// whenever they get there.
+    late_cleans: Vec<usize>,
+    /// The session may end while its client is away.
+    is_short: bool,
+    /// When the present life of the session was asked for.
+    session_since: Time,
+    /// The broker was restarted; a 3.1 client cannot know.
+    pub lost: bool,
+    /// Subscriptions that it believes to have.
+    pub held: BTreeMap<String, QoS>,
+    /// Messages received.
+    pub got: u64,
+    /// Packets sent and received.
+    pub packets: u64,
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    pub fn new(index: usize, version: Version) -> Self {
+        Self {
+            index,
+            id: format!("client-{index}"),
+            version,
+            asked: Asked::default(),
+            stage: Stage::Idle,
+            link: None,
+            old: Vec::new(),
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            exchanges: BTreeMap::new(),
+            orders: 0,
+            next_id: 0,
+            received: BTreeMap::new(),
+            unacknowledged: BTreeMap::new(),
+            answers: VecDeque::new(),
+            aliases: BTreeMap::new(),
+            alias_max: 0,
+            receive_max: u16::MAX,
+            deaf_until: Time::ZERO,
+            away_until: Time::ZERO,
+            last_sent: Time::ZERO,
+            ping_sent: false,
+            is_unsure: false,
+            late_cleans: Vec::new(),
+            is_short: false,
+            session_since: Time::ZERO,
+            lost: false,
+            held: BTreeMap::new(),
+            got: 0,
+            packets: 0,
+        }
+    }
+
+    /// Sends a packet, as soon as the network takes it.
+    pub fn send(&mut self, network: &mut Network, packet: &Packet<'_>) {
+        let index = self.index;
+        network.trace.line(now(), || format!("client {index} -> {}", brief(packet)));
+        packet.encode(self.version, &mut self.outbox);
+        self.packets += 1;
+        self.last_sent = now();
+        self.push(network);
+    }
+
+    /// Sends bytes that are no packet.
+    pub fn send_bytes(&mut self, network: &mut Network, bytes: &[u8]) {
+        let index = self.index;
+        network.trace.line(now(), || format!("client {index} -> bytes {bytes:02x?}"));
+        self.outbox.extend_from_slice(bytes);
+        self.push(network);
+    }
+
+    fn push(&mut self, network: &mut Network) {
+        if let Some(link) = self.link
+            && !self.outbox.is_empty()
+        {
+            let count = network.client_send(link, &self.outbox);
+            self.outbox.drain(..count);
+        }
+    }
+
+    /// A packet id that is free.
+    pub fn free_id(&mut self) -> Option<PacketId> {
+        for _ in 0..200 {
+            self.next_id = self.next_id % 300 + 1;
+            if !self.exchanges.contains_key(&self.next_id) {
+                return PacketId::new(self.next_id);
+            }
+        }
+        None
+    }
+
+    /// Opens an exchange.
+    pub fn open(&mut self, id: PacketId, exchange: Exchange) {
+        self.exchanges.insert(id.get(), exchange);
+    }
+
+    /// The next number in the order of what is sent.
+    pub fn next_order(&mut self) -> u64 {
+        self.orders += 1;
+        self.orders
+    }
+
+    /// QoS 1 and 2 messages of its own that are not finished.
+    pub fn in_flight(&self) -> usize {
+        let publish = |exchange: &&Exchange| matches!(exchange, Exchange::Publish { .. });
+        self.exchanges.values().filter(publish).count()
+    }
+
+    /// Whether nothing is asked, answered or on its way.
+    pub fn is_quiet(&self) -> bool {
+        self.stage == Stage::Online
+            && self.exchanges.is_empty()
+            && self.answers.is_empty()
+            && self.outbox.is_empty()
+            && self.unacknowledged.is_empty()
+    }
+
+    /// Why it is not, for people.
+    pub fn state(&self) -> String {
+        format!(
+            "{:?}, asked {:?}, {} answers to write, {} bytes to send, not acknowledged {:?}",
+            self.stage,
+            self.exchanges,
+            self.answers.len(),
+            self.outbox.len(),
+            self.unacknowledged
+        )
+    }
+
+    /// Whether only a Clean Start leads to a session that is known.
+    pub fn must_start_clean(&mut self, network: &Network) -> bool {
+        let since = self.session_since;
+        self.late_cleans
+            .retain(|link| network.links[*link].server_closed.is_none_or(|at| at >= since));
+        self.is_unsure || !self.late_cleans.is_empty()
+    }
+
+    /// A connection begins on a new link, and CONNECT, encoded, is its first packet.
+    pub fn begin(&mut self, network: &mut Network, link: usize, asked: Asked, connect: &[u8]) {
+        assert!(self.link.is_none(), "invariant: the last connection was given up");
+        self.inbox.clear();
+        self.outbox.clear();
+        self.aliases.clear();
+        self.answers.clear();
+        self.unacknowledged.clear();
+        self.ping_sent = false;
+        self.link = Some(link);
+        self.stage = Stage::Connecting;
+        self.asked = asked;
+        self.last_sent = now();
+        self.packets += 1;
+        network.links[link].connect_len = connect.len();
+        if asked.clean {
+            self.forget();
+            self.is_unsure = true;
+            self.session_since = now();
+            self.is_short = false;
+        }
+        self.is_short |= (1..1_000_000).contains(&asked.expiry_secs);
+        self.outbox.extend_from_slice(connect);
+        self.push(network);
+    }
+
+    /// The session is gone, and what belonged to it.
+    fn forget(&mut self) {
+        self.exchanges.clear();
+        self.received.clear();
+        self.held.clear();
+    }
+
+    /// Leaves the present connection as it is, open, for another.
+    pub fn abandon(&mut self, network: &Network, oracle: &mut Oracle) {
+        let Some(link) = self.link.take() else { return };
+        let was_online = self.stage == Stage::Online;
+        self.note_late_clean(link);
+        let inbox = std::mem::take(&mut self.inbox);
+        self.old.push(Old { link, inbox, last_reason: None, was_online });
+        oracle.on_will_unsure(link);
+        self.over(network, oracle, link);
+    }
+
+    /// Closes the present connection.
+    pub fn close(&mut self, network: &mut Network, oracle: &mut Oracle) {
+        let Some(link) = self.link.take() else { return };
+        self.note_late_clean(link);
+        network.client_close(link);
+        oracle.on_will_end(link);
+        self.over(network, oracle, link);
+    }
+
+    fn note_late_clean(&mut self, link: usize) {
+        // So may one after which the session lasts for some seconds only, or whose did.
+        if self.stage == Stage::Connecting && (self.asked.clean || self.is_short) {
+            self.late_cleans.push(link);
+        }
+    }
+
+    /// The connection is gone for it, after a fault or the broker's end.
+    pub fn lose(&mut self, network: &Network, oracle: &mut Oracle) {
+        let Some(link) = self.link.take() else { return };
+        self.note_late_clean(link);
+        oracle.on_will_end(link);
+        self.over(network, oracle, link);
+    }
+
+    fn over(&mut self, network: &Network, oracle: &mut Oracle, link: usize) {
+        let was_ending = self.stage == Stage::Ending;
+        self.stage = Stage::Idle;
+        self.link = None;
+        self.outbox.clear();
+        // Requests belong to the connection.
+        self.exchanges.retain(|_, exchange| matches!(exchange, Exchange::Publish { .. }));
+        // What the broker ends of itself it may have ended long before it says so.
+        let by_broker = network.links[link].server_end.is_some() || was_ending;
+        oracle.on_gone(self.index, if by_broker { Time::ZERO } else { now() });
+        if self.asked.expiry_secs == 0 {
+            self.forget();
+        }
+    }
+
+    /// The broker's memory is gone.
+    pub fn on_restart(&mut self, network: &Network, oracle: &mut Oracle) {
+        self.lose(network, oracle);
+        self.forget();
+        self.late_cleans.clear();
+        self.lost = true;
+        self.is_unsure = false;
+    }
+
+    /// Whether earlier connections are still open.
+    pub fn has_old(&self) -> bool {
+        !self.old.is_empty()
+    }
+
+    /// Whether it would do something now.
+    pub fn has_work(&self, network: &Network) -> bool {
+        let hears = now() >= self.deaf_until;
+        let reads = |link: usize| hears && network.client_can_read(link);
+        self.link.is_some_and(|link| {
+            reads(link)
+                || (!self.outbox.is_empty() && network.client_can_send(link))
+                || self.answers.front().is_some_and(|(at, ..)| *at <= now())
+                || self.ping_at().is_some_and(|at| at <= now())
+        }) || self.old.iter().any(|old| reads(old.link))
+    }
+
+    /// When it would do something next of itself.
+    pub fn next_event(&self) -> Option<Time> {
+        let answer = self.answers.front().map(|(at, ..)| *at);
+        let deaf = Some(self.deaf_until);
+        [answer, deaf, self.ping_at()].into_iter().flatten().filter(|at| *at > now()).min()
+    }
+
+    fn ping_at(&self) -> Option<Time> {
+        let secs = u64::from(self.asked.keep_alive);
+        (self.stage == Stage::Online && secs > 0 && !self.ping_sent)
+            .then(|| self.last_sent + Duration::from_millis(secs * 800))
+    }
+
+    /// Its turn: reads, answers, sends what waits.
+    pub fn step(&mut self, network: &mut Network, oracle: &mut Oracle) {
+        if now() >= self.deaf_until {
+            self.read_old(network, oracle);
+            self.read(network, oracle);
+        }
+        while self.answers.front().is_some_and(|(at, ..)| *at <= now()) {
+            let (_, bytes, id) = self.answers.pop_front().expect("invariant: just looked at");
+            self.unacknowledged.remove(&id);
+            self.outbox.extend_from_slice(&bytes);
+            self.packets += 1;
+            self.last_sent = now();
+        }
+        if self.ping_at().is_some_and(|at| at <= now()) {
+            self.ping_sent = true;
+            self.send(network, &Packet::PingReq);
+        }
+        self.push(network);
+    }
+
+    fn read_old(&mut self, network: &mut Network, oracle: &mut Oracle) {
+        let (index, version) = (self.index, self.version);
+        self.old.retain_mut(|old| match network.client_read(old.link) {
+            Read::Nothing => true,
+            Read::Bytes(bytes) => {
+                old.inbox.extend_from_slice(&bytes);
+                while let Ok(Some(len)) = frame_len(&old.inbox) {
+                    if len > old.inbox.len() {
+                        break;
+                    }
+                    let frame: Vec<u8> = old.inbox.drain(..len).collect();
+                    old.last_reason = match decode(&frame, Some(version), Side::Client) {
+                        Ok(Packet::Disconnect(packet)) => Some(packet.reason),
+                        Ok(Packet::ConnAck(connack)) if !connack.reason.is_error() => {
+                            old.was_online = true;
+                            None
+                        }
+                        _ => None,
+                    };
+                }
+                true
+            }
+            end => {
+                let told = old.last_reason.is_some() || version != Version::V5 || !old.was_online;
+                if end == Read::End && !told && !network.links[old.link].is_cut {
+                    let text = format!("client {index}: closed without a word");
+                    oracle.fail("takeover-silent", text);
+                }
+                network.client_close(old.link);
+                oracle.on_will_end(old.link);
+                false
+            }
+        });
+    }
+
+    fn read(&mut self, network: &mut Network, oracle: &mut Oracle) {
+        let Some(link) = self.link else { return };
+        match network.client_read(link) {
+            Read::Nothing => {}
+            Read::Bytes(bytes) => {
+                self.inbox.extend_from_slice(&bytes);
+                self.read_frames(network, oracle, link);
+            }
+            end => {
+                let index = self.index;
+                network.trace.line(now(), || format!("client {index}: {end:?}"));
+                if !self.inbox.is_empty() && end == Read::End && !network.links[link].is_cut {
+                    oracle.fail("cut", format!("client {index}: the stream ends in a packet"));
+                }
+                if end == Read::End {
+                    network.client_close(link);
+                }
+                self.lose(network, oracle);
+            }
+        }
+    }
+
+    fn read_frames(&mut self, network: &mut Network, oracle: &mut Oracle, link: usize) {
+        let inbox = std::mem::take(&mut self.inbox);
+        let mut rest = &inbox[..];
+        while self.link == Some(link) {
+            let len = match frame_len(rest) {
+                Ok(Some(len)) if len <= rest.len() => len,
+                Ok(_) => break,
+                Err(error) => {
+                    oracle.fail("malformed", format!("client {}: {error}", self.index));
+                    break;
+                }
+            };
+            let (frame, next) = rest.split_at(len);
+            rest = next;
+            if self.asked.packet_max > 0 && len > self.asked.packet_max as usize {
+                oracle.fail("packet-size", format!("client {}: {len} bytes", self.index));
+            }
+            self.packets += 1;
+            match decode(frame, Some(self.version), Side::Client) {
+                Ok(packet) => self.on_packet(network, oracle, link, &packet),
+                Err(error) => {
+                    oracle.fail("malformed", format!("client {}: {error}", self.index));
+                }
+            }
+        }
+        if self.link == Some(link) {
+            self.inbox = rest.to_vec();
+        }
+    }
+
+    fn on_packet(
+        &mut self,
+        network: &mut Network,
+        oracle: &mut Oracle,
+        link: usize,
+        packet: &Packet<'_>,
+    ) {
+        let index = self.index;
+        network.trace.line(now(), || format!("client {index} <- {}", brief(packet)));
+        match (self.stage, packet) {
+            (Stage::Connecting, Packet::ConnAck(connack)) => {
+                self.on_connack(network, oracle, connack);
+            }
+            (Stage::Connecting, _) => {
+                oracle.fail("before-connack", format!("client {index}: {}", brief(packet)));
+            }
+            (_, Packet::ConnAck(_)) => {
+                oracle.fail("connack-twice", format!("client {index}"));
+            }
+            // What comes behind a DISCONNECT of ours is thrown away.
+            (Stage::Ending, _) => {}
+            (_, Packet::Publish(publish)) => self.on_publish(network, oracle, link, publish),
+            (_, Packet::PubAck(ack)) => self.on_answer(oracle, ack, QoS::AtLeastOnce, false),
+            (_, Packet::PubRec(ack)) => {
+                self.on_answer(oracle, ack, QoS::ExactlyOnce, false);
+                if !ack.reason.is_error() {
+                    let ack = Ack::new(ack.packet_id, ReasonCode::SUCCESS);
+                    self.send(network, &Packet::PubRel(ack));
+                }
+            }
+            (_, Packet::PubComp(ack)) => self.on_answer(oracle, ack, QoS::ExactlyOnce, true),
+            (_, Packet::PubRel(ack)) => {
+                let id = ack.packet_id.get();
+                self.received.remove(&id);
+                self.answer(
+                    network,
+                    &Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::SUCCESS)),
+                );
+            }
+            (_, Packet::SubAck(ack)) => self.on_suback(oracle, ack),
+            (_, Packet::UnsubAck(ack)) => self.on_unsuback(oracle, ack),
+            (_, Packet::PingResp) => {
+                if !std::mem::take(&mut self.ping_sent) {
+                    oracle.fail("pingresp", format!("client {index}: nobody asked"));
+                }
+            }
+            (_, Packet::Disconnect(disconnect)) => {
+                if self.version != Version::V5 {
+                    oracle.fail("disconnect", format!("client {index} of 3.x is told"));
+                }
+                if disconnect.reason == ReasonCode::SESSION_TAKEN_OVER {
+                    self.judge_takeover(network, oracle, link);
+                }
+                oracle.on_will_unsure(link);
+                self.stage = Stage::Ending;
+            }
+            _ => oracle.fail("direction", format!("client {index}: {}", brief(packet))),
+        }
+    }
+
+    /// Only a CONNECT that came later takes a session over.
+    fn judge_takeover(&self, network: &Network, oracle: &mut Oracle, link: usize) {
+        let mine = network.links[link].connect_arrived;
+        let is_later = |other: usize| {
+            let theirs = network.links[other].connect_arrived;
+            other != link && network.links[other].client == self.index && theirs >= mine
+        };
+        if !(0..network.links.len()).any(is_later) {
+            let text = format!("client {}: by no later connection", self.index);
+            oracle.fail("takeover", text);
+        }
+    }
+
+    fn on_connack(&mut self, network: &mut Network, oracle: &mut Oracle, connack: &ConnAck<'_>) {
+        let index = self.index;
+        if connack.reason.is_error() {
+            oracle.fail("refused", format!("client {index}: {}", connack.reason.name()));
+            self.stage = Stage::Ending;
+            return;
+        }
+        let clean = self.asked.clean;
+        let present = match self.version {
+            Version::V31 => {
+                let lost = std::mem::take(&mut self.lost);
+                if lost { Some(false) } else { None }
+            }
+            _ => Some(connack.session_present),
+        };
+        self.lost = false;
+        let assumed = present.unwrap_or(!clean);
+        let limit = if self.asked.packet_max > 0 { self.asked.packet_max } else { u32::MAX };
+        oracle.on_connack(index, clean, present.or(Some(assumed)), limit);
+        if let Some(link) = self.link {
+            oracle.on_will_armed(link);
+            oracle.on_will_connack(index, link, clean);
+        }
+        self.is_unsure &= !clean;
+        self.stage = Stage::Online;
+        self.alias_max = connack.properties.topic_alias_maximum.unwrap_or(0);
+        self.receive_max = connack.properties.receive_maximum.unwrap_or(u16::MAX);
+        if assumed {
+            self.resend(network, oracle);
+        } else {
+            self.forget();
+        }
+    }
+
+    /// What was not acknowledged, again, in its order.
+    fn resend(&mut self, network: &mut Network, oracle: &mut Oracle) {
+        let mut open: Vec<(u64, u16, u64, QoS, bool)> = self
+            .exchanges
+            .iter()
+            .filter_map(|(id, exchange)| match exchange {
+                Exchange::Publish { message, qos, released, order } => {
+                    Some((*order, *id, *message, *qos, *released))
+                }
+                _ => None,
+            })
+            .collect();
+        open.sort_unstable();
+        for (_, id, message, qos, released) in open {
+            let packet_id = PacketId::new(id).expect("invariant: ids are not zero");
+            if released {
+                let ack = Ack::new(packet_id, ReasonCode::SUCCESS);
+                self.send(network, &Packet::PubRel(ack));
+            } else {
+                oracle.on_resent(message);
+                let known = oracle.message(message);
+                let (topic, retain, len) = (known.topic.clone(), known.retain, known.len);
+                let expiry = known.expiry;
+                let payload = if len == 0 { Vec::new() } else { super::payload(message, len) };
+                let properties = PublishProperties {
+                    message_expiry_interval: expiry,
+                    ..PublishProperties::default()
+                };
+                let publish = Publish {
+                    dup: true,
+                    qos,
+                    retain,
+                    topic: &topic,
+                    packet_id: Some(packet_id),
+                    properties,
+                    payload: &payload,
+                };
+                self.send(network, &Packet::Publish(publish));
+            }
+        }
+    }
+
+    fn on_publish(
+        &mut self,
+        network: &mut Network,
+        oracle: &mut Oracle,
+        link: usize,
+        publish: &Publish<'_>,
+    ) {
+        self.got += 1;
+        if publish.properties.topic_alias.is_some() {
+            oracle.fail("alias", format!("client {} allows none", self.index));
+        }
+        let id = publish.packet_id.map_or(0, PacketId::get);
+        let repeats = self.received.get(&id).copied().filter(|_| id > 0);
+        let arrival = Arrival { client: self.index, link, publish: *publish, repeats };
+        let message = oracle.on_arrival(&arrival, network).unwrap_or(0);
+        let Some(packet_id) = publish.packet_id else { return };
+        if repeats.is_none()
+            && let Some(before) = self.unacknowledged.insert(id, message)
+        {
+            let text = format!("client {}: {id} of {before} for {message}", self.index);
+            oracle.fail("packet-id", text);
+        }
+        let maximum = self.asked.receive_maximum;
+        if maximum > 0 && self.unacknowledged.len() > usize::from(maximum) {
+            let text = format!("client {}: {:?}", self.index, self.unacknowledged);
+            oracle.fail("receive-maximum", text);
+        }
+        let ack = Ack::new(packet_id, ReasonCode::SUCCESS);
+        if publish.qos == QoS::ExactlyOnce {
+            self.received.insert(id, message);
+            self.unacknowledged.insert(id, message);
+            self.answer(network, &Packet::PubRec(ack));
+        } else {
+            self.answer(network, &Packet::PubAck(ack));
+        }
+    }
+
+    /// Answers, now or later, in order. An id counts as unacknowledged until the answer is written.
+    fn answer(&mut self, network: &mut Network, packet: &Packet<'_>) {
+        let Network { faults, random, .. } = network;
+        let late = faults.strikes_by_weight(Kind::SlowAck, random);
+        let wait = if late { random.between(1, 400) } else { 0 };
+        let after = self.answers.back().map_or(Time::ZERO, |(at, ..)| *at);
+        let mut bytes = Vec::new();
+        packet.encode(self.version, &mut bytes);
+        let id = match packet {
+            Packet::PubAck(ack) | Packet::PubComp(ack) => ack.packet_id.get(),
+            _ => 0,
+        };
+        let index = self.index;
+        network.trace.line(now(), || format!("client {index} -> {} (in {wait} ms)", brief(packet)));
+        self.answers.push_back(((now() + Duration::from_millis(wait)).max(after), bytes, id));
+    }
+
+    fn on_answer(&mut self, oracle: &mut Oracle, ack: &Ack<'_>, qos: QoS, is_last: bool) {
+        let id = ack.packet_id.get();
+        let index = self.index;
+        let Some(Exchange::Publish { message, qos: asked, released, .. }) =
+            self.exchanges.get_mut(&id)
+        else {
+            return oracle.fail("ack", format!("client {index}: {id} is not open"));
+        };
+        if *asked != qos || (is_last && !*released) {
+            return oracle.fail("ack", format!("client {index}: {id} waits for another answer"));
+        }
+        let is_error = ack.reason.is_error();
+        if !is_last {
+            oracle.on_acked(*message, is_error);
+            if is_error {
+                let text = format!("client {index}: {id} by {}", ack.reason.name());
+                oracle.fail("publish-refused", text);
+            }
+        }
+        *released = true;
+        if qos == QoS::AtLeastOnce || is_last || is_error {
+            self.exchanges.remove(&id);
+        }
+    }
+
+    fn on_suback(&mut self, oracle: &mut Oracle, ack: &SubAck<'_>) {
+        let id = ack.packet_id.get();
+        let Some(Exchange::Subscribe(filters)) = self.exchanges.remove(&id) else {
+            return oracle.fail("ack", format!("client {}: SUBACK {id}", self.index));
+        };
+        if filters.len() != ack.codes.len() {
+            return oracle.fail("suback", format!("client {}: {:?}", self.index, ack.codes));
+        }
+        for ((filter, qos), code) in filters.into_iter().zip(ack.codes) {
+            oracle.on_suback(self.index, &filter, *code, qos);
+            self.held.insert(filter, qos);
+        }
+    }
+
+    fn on_unsuback(&mut self, oracle: &mut Oracle, ack: &SubAck<'_>) {
+        let id = ack.packet_id.get();
+        let Some(Exchange::Unsubscribe(filters)) = self.exchanges.remove(&id) else {
+            return oracle.fail("ack", format!("client {}: UNSUBACK {id}", self.index));
+        };
+        for filter in filters {
+            oracle.on_unsuback(self.index, &filter);
+            self.held.remove(&filter);
+        }
+    }
+}
+
+/// A packet in a few words.
+pub fn brief(packet: &Packet<'_>) -> String {
+    match packet {
+        Packet::Publish(p) => format!(
+            "PUBLISH {} id {} qos {}{}{} {} bytes, message {:?}",
+            p.topic,
+            p.packet_id.map_or(0, PacketId::get),
+            p.qos as u8,
+            if p.dup { " DUP" } else { "" },
+            if p.retain { " RETAIN" } else { "" },
+            p.payload.len(),
+            super::number(p.payload),
+        ),
+        Packet::PubAck(a) => format!("PUBACK {} {:?}", a.packet_id, a.reason),
+        Packet::PubRec(a) => format!("PUBREC {} {:?}", a.packet_id, a.reason),
+        Packet::PubRel(a) => format!("PUBREL {} {:?}", a.packet_id, a.reason),
+        Packet::PubComp(a) => format!("PUBCOMP {} {:?}", a.packet_id, a.reason),
+        Packet::ConnAck(c) => format!("CONNACK {:?} present {}", c.reason, c.session_present),
+        Packet::SubAck(a) => format!("SUBACK {} {:x?}", a.packet_id, a.codes),
+        Packet::UnsubAck(a) => format!("UNSUBACK {} {:x?}", a.packet_id, a.codes),
+        Packet::Subscribe(s) => format!(
+            "SUBSCRIBE {} {:?}",
+            s.packet_id,
+            s.filters.iter().map(|f| (f.filter, f.options)).collect::<Vec<_>>()
+        ),
+        Packet::Unsubscribe(u) => {
+            format!("UNSUBSCRIBE {} {:?}", u.packet_id, u.filters.iter().collect::<Vec<_>>())
+        }
+        Packet::Disconnect(d) => {
+            format!("DISCONNECT {:?} expiry {:?}", d.reason, d.session_expiry_interval)
+        }
+        other => format!("{other:?}"),
+    }
+}

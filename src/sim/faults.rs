@@ -1,0 +1,165 @@
+//! What can happen in a simulated world, by name: faults and features, which of them a seed has
+//! switched on and how often they strike, and how often they did.
+#![forbid(unsafe_code)]
+
+use super::random::Random;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// One thing that a seed may switch on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind { $($(#[$doc])* $name,)* }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// As `--without` and the table call it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Reads of one or a few bytes.
+    SmallReads = "small-reads",
+    /// Sends that the kernel takes in pieces.
+    ShortWrites = "short-writes",
+    /// Segments that take long.
+    Delays = "delays",
+    /// Connections that break.
+    Resets = "resets",
+    /// Clients that are gone without a word.
+    Vanish = "vanish",
+    /// Clients that do not read for a while.
+    ZeroWindow = "zero-window",
+    /// No receive buffer (ENOBUFS): a receive that waits, a multishot that is begun again.
+    NoBuffers = "no-buffers",
+    /// Accept without a descriptor (EMFILE).
+    Emfile = "emfile",
+    /// A socket that cannot be registered.
+    RegisterError = "register-error",
+    /// Few completions per poll, as after an overflow of the queue.
+    FewCompletions = "few-completions",
+    /// Completions of different connections in any order.
+    Shuffled = "shuffled-completions",
+    /// Data and the end of a cancelled receive, or of a closed connection, that come late.
+    LateEnds = "late-ends",
+    /// A shard that does not run for a while.
+    StalledShard = "stalled-shard",
+    /// Wake-ups for nothing.
+    Spurious = "spurious-wake",
+    /// Hours that pass at once.
+    ClockJump = "clock-jump",
+    /// The broker stops as it should, and starts again with nothing.
+    Restart = "restart",
+    /// The broker is killed, and starts again with nothing.
+    Crash = "crash",
+    /// A connection of a client that has one.
+    Takeover = "takeover",
+    /// A connection that its client gives up before CONNACK.
+    Abandon = "abandon",
+    /// CONNECT with Clean Start where there may be a session.
+    CleanStart = "clean-start",
+    /// Connections with a Will.
+    Will = "will",
+    /// Wills that wait.
+    WillDelay = "will-delay",
+    /// Sessions that end some seconds after their connection.
+    SessionExpiry = "session-expiry",
+    /// Messages that live for seconds.
+    MessageExpiry = "message-expiry",
+    /// Retained messages.
+    Retain = "retain",
+    /// Retained messages that are cleared.
+    Clear = "retain-clear",
+    /// Filters with wildcards.
+    Wildcards = "wildcards",
+    /// Shared subscriptions.
+    Shared = "shared",
+    /// No Local, Retain As Published, Retain Handling.
+    Options = "subscription-options",
+    /// Subscription identifiers.
+    Identifiers = "subscription-identifiers",
+    /// UNSUBSCRIBE.
+    Unsubscribe = "unsubscribe",
+    /// Topic aliases towards the broker.
+    Aliases = "topic-alias",
+    /// Payloads of some kilobytes.
+    Large = "large-payload",
+    /// Clients that take small packets only.
+    PacketMax = "packet-max",
+    /// Clients that acknowledge late.
+    SlowAck = "slow-ack",
+    /// Clients with a small Receive Maximum.
+    Window = "small-window",
+    /// Clients that break the protocol.
+    Misbehave = "misbehave",
+    /// Clients with a keep alive.
+    KeepAlive = "keep-alive",
+    /// DISCONNECT with code 0x04, or with another session expiry.
+    Disconnects = "disconnect-kinds",
+}
+
+/// Which kinds are on, how often they strike, and how often they did.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    weights: Vec<u32>,
+    calm: bool,
+    struck: Vec<u64>,
+}
+
+impl Faults {
+    /// A seed's choice, without those that are to be left out.
+    pub fn choose(random: &mut Random, without: &[Kind]) -> Self {
+        let weights = Kind::ALL
+            .iter()
+            .map(|kind| {
+                let on = random.chance(650);
+                let weight = random.pick(&[20, 80, 200, 500]);
+                if on && !without.contains(kind) { weight } else { 0 }
+            })
+            .collect();
+        Self { weights, calm: false, struck: vec![0; Kind::ALL.len()] }
+    }
+
+    /// Whether it may strike at all.
+    pub fn is_on(&self, kind: Kind) -> bool {
+        self.weights[kind as usize] > 0 && !self.calm
+    }
+
+    /// How often in a thousand; 0 when it is off.
+    pub fn weight(&self, kind: Kind) -> u32 {
+        if self.calm { 0 } else { self.weights[kind as usize] }
+    }
+
+    /// Whether it strikes now, out of a thousand chances; if so it is counted.
+    pub fn strikes(&mut self, kind: Kind, random: &mut Random, per_mille: u32) -> bool {
+        let strikes = self.is_on(kind) && random.chance(per_mille);
+        self.struck[kind as usize] += u64::from(strikes);
+        strikes
+    }
+
+    /// The same by its own weight.
+    pub fn strikes_by_weight(&mut self, kind: Kind, random: &mut Random) -> bool {
+        let weight = self.weight(kind);
+        self.strikes(kind, random, weight)
+    }
+
+    /// Nothing strikes any more, or things do again.
+    pub fn set_calm(&mut self, calm: bool) {
+        self.calm = calm;
+    }
+
+    /// How often each has struck.
+    pub fn struck(&self) -> impl Iterator<Item = (Kind, u64)> + '_ {
+        Kind::ALL.iter().map(|kind| (*kind, self.struck[*kind as usize]))
+    }
+
+    /// The kinds that are on.
+    pub fn on(&self) -> Vec<Kind> {
+        Kind::ALL.iter().copied().filter(|kind| self.weights[*kind as usize] > 0).collect()
+    }
+}

@@ -1,0 +1,533 @@
+//! The world: all shards on one thread, clients, the network and the clock, and who moves next.
+//!
+//! A run is some rounds. In each the world is rough for a while, then calm: faults stop, every
+//! client connects, and everything must come to rest within a bound. Then the oracle settles what
+//! should have arrived, and an auditor subscribes to everything to see what is retained.
+//!
+//! A shard sleeps between [`Shard::prepare`] and [`Shard::turn`], as it does between two kernel
+//! entries, and is only run when it would be awake: a lost wake-up is a world at rest with
+//! something undone.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use super::backend::{Kernel, Shared, SimBackend};
+use super::client::{Client, Stage};
+use super::faults::{Faults, Kind};
+use super::network::{self, Network, now, set_now};
+use super::oracle::Oracle;
+use super::random::Random;
+use super::trace::Trace;
+use super::workload::Workload;
+use super::{Options, Report};
+use crate::broker::{Config, Stats};
+use crate::clock::Time;
+use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
+use crate::ids::{PlacementKey, ShardId};
+use crate::io::{Wait, Waker};
+use crate::mesh::mesh;
+use crate::shard::{ControlMessage, Setup, Shard, Turn};
+
+/// Turns in a calm world after which it should have come to rest.
+const REST_STEPS: usize = 400_000;
+/// Simulated time after which it should.
+const REST_TIME: Duration = Duration::from_secs(300);
+
+struct Runner {
+    shard: Shard<SimBackend>,
+    wait: Wait,
+    control: Sender<ControlMessage>,
+    stalled_until: Time,
+    is_done: bool,
+}
+
+/// One world. See the [module](self).
+pub struct World {
+    shared: Shared,
+    runners: Vec<Runner>,
+    clients: Vec<Client>,
+    oracle: Oracle,
+    random: Random,
+    shards: usize,
+    ring_len: usize,
+    config: Config,
+    seed: u64,
+    rounds: u64,
+    restarts: u64,
+    stats: Stats,
+    named: BTreeMap<&'static str, u64>,
+    steps: u64,
+}
+
+impl World {
+    /// The world of a seed, before its first step.
+    pub fn new(options: &Options) -> Self {
+        let mut random = Random::new(options.seed, 1);
+        let shards = random.pick(&[1, 2, 2, 2, 3, 3, 4]);
+        let faults = Faults::choose(&mut Random::new(options.seed, 2), &options.without);
+        let network = Network {
+            links: Vec::new(),
+            faults,
+            random: Random::new(options.seed, 3),
+            trace: Trace::new(options.trace),
+            send_buffer: random.pick(&[600, 4096, 65_536]),
+            delay: Duration::from_micros(random.pick(&[10, 100, 1000, 20_000])),
+        };
+        let config = Config {
+            record_changes: random.chance(400),
+            in_flight_max: random.pick(&[2, 10, 1024]),
+            receive_maximum: random.pick(&[5, 50, 1024]),
+            ..Config::default()
+        };
+        let count = random.between(3, 9) as usize;
+        let clients = (0..=count)
+            .map(|index| {
+                let version = random.pick(&[Version::V31, Version::V311, Version::V5, Version::V5]);
+                // The last is the auditor.
+                Client::new(index, if index == count { Version::V5 } else { version })
+            })
+            .collect();
+        set_now(Time::ZERO.plus_secs(1000));
+        network::forget_dropped();
+        let mut world = Self {
+            shared: Rc::new(RefCell::new(Kernel { network, rings: Vec::new() })),
+            runners: Vec::new(),
+            clients,
+            oracle: Oracle::new(count + 1, config.record_changes),
+            shards,
+            ring_len: random.pick(&[1, 2, 16]),
+            config,
+            seed: options.seed,
+            rounds: random.between(2, 4),
+            random,
+            restarts: 0,
+            stats: Stats::default(),
+            named: BTreeMap::new(),
+            steps: 0,
+        };
+        world.start();
+        world
+    }
+
+    /// Starts the broker.
+    fn start(&mut self) {
+        self.shared
+            .borrow_mut()
+            .open_rings(self.shards)
+            .expect("invariant: eventfds are to be had");
+        self.runners = mesh(self.shards, self.ring_len)
+            .into_iter()
+            .enumerate()
+            .map(|(index, mesh)| {
+                let (control, receiver) = channel();
+                let setup = Setup {
+                    id: ShardId::new(index),
+                    shards: self.shards,
+                    placement: PlacementKey(self.seed),
+                    broker: self.config.clone(),
+                    seed: self.seed.wrapping_add(index as u64),
+                    connect_timeout: Duration::from_secs(10),
+                    listeners: vec![()],
+                    mesh,
+                    control: receiver,
+                    clock: network::now,
+                };
+                let shard = Shard::new(setup, SimBackend::new(Rc::clone(&self.shared), index));
+                Runner {
+                    shard,
+                    wait: Wait::None,
+                    control,
+                    stalled_until: Time::ZERO,
+                    is_done: false,
+                }
+            })
+            .collect();
+        let wakers: Vec<Waker> = self.runners.iter().map(|runner| runner.shard.waker()).collect();
+        for runner in &mut self.runners {
+            runner.shard.start(wakers.clone()).expect("invariant: a simulated listener is watched");
+            runner.wait = runner.shard.prepare();
+        }
+    }
+
+    fn keep_counters(&mut self) {
+        for (index, runner) in self.runners.iter().enumerate() {
+            let stats = runner.shard.stats();
+            self.stats.add(&stats.broker);
+            let counters = stats.shard_loop;
+            for (name, count) in [
+                ("moved-home", counters.moved_in),
+                ("connect-timeout", counters.connect_timeouts),
+                ("flush-timeout", counters.flush_timeouts),
+                ("send-error", counters.send_errors),
+                ("wake", counters.wakes),
+                ("parcel", counters.parcels_in),
+                ("accept-error", counters.accept_errors),
+                ("short-send", self.shared.borrow().counters(index).short_sends),
+            ] {
+                *self.named.entry(name).or_default() += count;
+            }
+        }
+    }
+
+    /// All of it; what came of it.
+    pub fn run(mut self, options: &Options) -> Report {
+        let steps = options.steps / self.rounds;
+        for round in 0..self.rounds {
+            self.shared.borrow_mut().network.faults.set_calm(false);
+            for _ in 0..steps {
+                if self.oracle.violation().is_some() {
+                    break;
+                }
+                self.step();
+            }
+            if self.oracle.violation().is_none() {
+                self.rest(round);
+            }
+            if self.oracle.violation().is_some() {
+                break;
+            }
+        }
+        self.keep_counters();
+        let kernel = self.shared.borrow();
+        Report {
+            seed: self.seed,
+            violation: self.oracle.violation().cloned(),
+            trace: kernel.network.trace.text().to_owned(),
+            steps: self.steps,
+            shards: self.shards,
+            clients: self.clients.len(),
+            packets: self.clients.iter().map(|client| client.packets).sum(),
+            messages: self.clients.iter().map(|client| client.got).sum(),
+            proven: self.oracle.proven,
+            simulated: now().since(Time::ZERO.plus_secs(1000)),
+            restarts: self.restarts,
+            struck: kernel.network.faults.struck().collect(),
+            on: kernel.network.faults.on(),
+            stats: self.stats.clone(),
+            named: self.named.clone(),
+        }
+    }
+
+    /// One step: somebody moves, or time passes.
+    fn step(&mut self) {
+        self.steps += 1;
+        match self.disturb() {
+            (true, _) => return self.crash(),
+            (_, true) => return self.stop(),
+            _ => {}
+        }
+        let ready = self.ready_shards();
+        let moving = self.moving_clients();
+        let choice = self.random.below(100);
+        if !ready.is_empty() && (choice < 45 || moving.is_empty() && choice < 80) {
+            let index = self.random.pick(&ready);
+            self.turn(index);
+        } else if !moving.is_empty() && choice < 75 {
+            let index = self.random.pick(&moving);
+            self.move_client(index);
+        } else if choice < 92 {
+            let index = self.random.index(self.clients.len() - 1);
+            self.act(index);
+        } else if ready.is_empty() && moving.is_empty() {
+            self.pass_to_next_event();
+        } else {
+            let micros = self.random.between(1, 300);
+            set_now(now() + Duration::from_micros(micros));
+        }
+    }
+
+    fn ready_shards(&self) -> Vec<usize> {
+        let kernel = self.shared.borrow();
+        let is_ready = |index: &usize| {
+            let runner = &self.runners[*index];
+            let due = match runner.wait {
+                Wait::None => true,
+                Wait::Until(at) => at <= now(),
+                Wait::Forever => false,
+            };
+            runner.stalled_until <= now() && !runner.is_done && (due || kernel.has_work(*index))
+        };
+        (0..self.runners.len()).filter(is_ready).collect()
+    }
+
+    fn moving_clients(&self) -> Vec<usize> {
+        let kernel = self.shared.borrow();
+        let moves = |index: &usize| self.clients[*index].has_work(&kernel.network);
+        (0..self.clients.len()).filter(moves).collect()
+    }
+
+    fn turn(&mut self, index: usize) {
+        let runner = &mut self.runners[index];
+        let wait = runner.wait;
+        match runner.shard.turn(wait) {
+            Ok(Turn::Again) => runner.wait = runner.shard.prepare(),
+            Ok(Turn::Done) => runner.is_done = true,
+            Err(error) => self.oracle.fail("shard", format!("shard {index} failed: {error}")),
+        }
+    }
+
+    fn move_client(&mut self, index: usize) {
+        let kernel = &mut *self.shared.borrow_mut();
+        self.clients[index].step(&mut kernel.network, &mut self.oracle);
+    }
+
+    fn act(&mut self, index: usize) {
+        if now() >= self.clients[index].away_until {
+            self.workload(index, |mut workload| workload.act());
+        }
+    }
+
+    fn workload(&mut self, index: usize, what: impl FnOnce(Workload<'_>)) {
+        let kernel = &mut *self.shared.borrow_mut();
+        what(Workload {
+            client: &mut self.clients[index],
+            network: &mut kernel.network,
+            oracle: &mut self.oracle,
+            random: &mut self.random,
+            shards: self.shards,
+        });
+    }
+
+    /// Time goes to the next thing that happens of itself.
+    fn pass_to_next_event(&self) {
+        let kernel = self.shared.borrow();
+        let mut next = kernel.network.next_event();
+        let mut consider = |at: Option<Time>| {
+            if let Some(at) = at.filter(|at| *at > now()) {
+                next = Some(next.map_or(at, |before: Time| before.min(at)));
+            }
+        };
+        for (index, runner) in self.runners.iter().enumerate() {
+            if let Wait::Until(at) = runner.wait {
+                consider(Some(at));
+            }
+            consider(Some(runner.stalled_until));
+            consider(kernel.next_event(index));
+        }
+        for client in &self.clients {
+            consider(client.next_event());
+            consider(Some(client.away_until));
+        }
+        let at = next.unwrap_or(now() + Duration::from_millis(10));
+        drop(kernel);
+        set_now(at);
+    }
+
+    /// What goes wrong now. Whether the broker is to be killed, or to be stopped, comes back.
+    fn disturb(&mut self) -> (bool, bool) {
+        let shared = Rc::clone(&self.shared);
+        let mut kernel = shared.borrow_mut();
+        let kernel = &mut *kernel;
+        let network = &mut kernel.network;
+        let random = &mut self.random;
+        let mut strikes = |network: &mut Network, kind: Kind, part: u32| {
+            let per_mille = network.faults.weight(kind);
+            random.below(u64::from(part)) == 0 && network.faults.strikes(kind, random, per_mille)
+        };
+        let victim = |clients: &[Client], random: u64| {
+            let index = random as usize % clients.len();
+            clients[index].link.map(|link| (index, link))
+        };
+        let number = now().as_nanos() / 7 + self.steps;
+        if strikes(network, Kind::Resets, 400)
+            && let Some((index, link)) = victim(&self.clients, number)
+        {
+            network.trace.line(now(), || format!("link {link} of client {index} breaks"));
+            network.reset(link);
+            self.oracle.on_will_end(link);
+        }
+        if strikes(network, Kind::Vanish, 800)
+            && let Some((index, link)) = victim(&self.clients, number)
+        {
+            network.trace.line(now(), || format!("client {index} vanishes from link {link}"));
+            network.vanish(link);
+            self.clients[index].lose(network, &mut self.oracle);
+        }
+        if strikes(network, Kind::ZeroWindow, 300) {
+            let index = number as usize % self.clients.len();
+            self.clients[index].deaf_until = now() + Duration::from_millis(number % 5_000);
+            network.trace.line(now(), || format!("client {index} does not read for a while"));
+        }
+        if strikes(network, Kind::StalledShard, 300) {
+            let index = number as usize % self.runners.len();
+            self.runners[index].stalled_until = now() + Duration::from_micros(number % 3_000_000);
+            network.trace.line(now(), || format!("shard {index} stalls"));
+        }
+        if strikes(network, Kind::Spurious, 50) {
+            let index = number as usize % self.runners.len();
+            kernel.rings[index].is_woken = true;
+        }
+        if strikes(network, Kind::ClockJump, 1500) {
+            let secs = number % 4000;
+            network.trace.line(now(), || format!("{secs} s pass"));
+            set_now(now() + Duration::from_secs(secs));
+        }
+        let crash = strikes(network, Kind::Crash, 8000);
+        let restart = strikes(network, Kind::Restart, 8000);
+        (crash, restart)
+    }
+
+    /// The process is killed, and another started.
+    fn crash(&mut self) {
+        self.keep_counters();
+        self.restarts += 1;
+        {
+            let kernel = &mut *self.shared.borrow_mut();
+            kernel.network.trace.line(now(), || "the broker is killed and started".to_owned());
+        }
+        self.runners.clear();
+        self.shared.borrow_mut().kill();
+        self.oracle.on_restart();
+        for client in &mut self.clients {
+            client.on_restart(&self.shared.borrow().network, &mut self.oracle);
+        }
+        self.start();
+    }
+
+    /// The broker stops as it should, while clients go on; then another is started.
+    fn stop(&mut self) {
+        {
+            let kernel = &mut *self.shared.borrow_mut();
+            kernel.network.trace.line(now(), || "the broker is told to stop".to_owned());
+            for (runner, ring) in self.runners.iter().zip(&mut kernel.rings) {
+                // A shard that has gone needs no message.
+                let _ = runner.control.send(ControlMessage::Shutdown);
+                ring.is_woken = true;
+            }
+        }
+        let deadline = now() + Duration::from_secs(20);
+        while !self.runners.iter().all(|runner| runner.is_done) {
+            if now() > deadline {
+                return self.oracle.fail("stop", "the broker does not stop".to_owned());
+            }
+            let ready = self.ready_shards();
+            let moving = self.moving_clients();
+            if !ready.is_empty() && self.random.chance(600) {
+                let index = self.random.pick(&ready);
+                self.turn(index);
+            } else if !moving.is_empty() && self.random.chance(600) {
+                let index = self.random.pick(&moving);
+                self.move_client(index);
+            } else if ready.is_empty() && moving.is_empty() {
+                self.pass_to_next_event();
+            } else {
+                set_now(now() + Duration::from_micros(self.random.between(1, 300)));
+            }
+            if self.oracle.violation().is_some() {
+                return;
+            }
+        }
+        self.crash();
+    }
+
+    /// Faults stop: everything has to come to rest.
+    fn rest(&mut self, round: u64) {
+        {
+            let network = &mut self.shared.borrow_mut().network;
+            network.faults.set_calm(true);
+            network.trace.line(now(), || format!("round {round}: calm"));
+        }
+        for runner in &mut self.runners {
+            runner.stalled_until = Time::ZERO;
+        }
+        for client in &mut self.clients {
+            client.deaf_until = Time::ZERO;
+            client.away_until = Time::ZERO;
+        }
+        if self.come_to_rest() && self.audit_begins() && self.come_to_rest() {
+            self.settle();
+        }
+    }
+
+    /// Lets all go on until nothing moves any more for some seconds. False if it does not.
+    fn come_to_rest(&mut self) -> bool {
+        let deadline = now() + REST_TIME;
+        let mut quiet_since = None;
+        for _ in 0..REST_STEPS {
+            if self.oracle.violation().is_some() {
+                return false;
+            }
+            if now() > deadline {
+                break;
+            }
+            self.steps += 1;
+            let ready = self.ready_shards();
+            let moving = self.moving_clients();
+            if !ready.is_empty() && (moving.is_empty() || self.random.chance(600)) {
+                let index = self.random.pick(&ready);
+                self.turn(index);
+                continue;
+            }
+            if !moving.is_empty() {
+                let index = self.random.pick(&moving);
+                self.move_client(index);
+                continue;
+            }
+            let idle = self.clients.iter().position(|client| client.stage == Stage::Idle);
+            if let Some(index) = idle {
+                self.workload(index, |mut workload| workload.connect());
+                continue;
+            }
+            let wills = self.oracle.has_unjudged_wills();
+            let still = self.shared.borrow().network.restless().is_none();
+            let quiet = self.clients.iter().all(|client| client.is_quiet() && !client.has_old());
+            if quiet {
+                let since = *quiet_since.get_or_insert(now());
+                // Wills with a delay are judged when they are long due.
+                let enough = if wills { 45 } else { 3 };
+                if still && now().since(since) > Duration::from_secs(enough) {
+                    return true;
+                }
+            } else {
+                quiet_since = None;
+            }
+            let before = now();
+            self.pass_to_next_event();
+            // Pings and timers are no reason to wait longer.
+            set_now(now().min(before + Duration::from_millis(500)));
+        }
+        let restless = self.clients.iter().find(|client| !client.is_quiet());
+        let text = match restless {
+            Some(client) => format!("client {}: {}", client.index, client.state()),
+            None if self.clients.iter().any(Client::has_old) => {
+                "an old connection is still open".to_owned()
+            }
+            None => {
+                let network = &self.shared.borrow().network;
+                format!("{:?}", network.restless().map(|link| &network.links[link]))
+            }
+        };
+        self.oracle.fail("stuck", text);
+        false
+    }
+
+    /// The auditor asks for everything that is retained.
+    fn audit_begins(&mut self) -> bool {
+        let auditor = self.clients.len() - 1;
+        self.workload(auditor, |mut workload| {
+            let options = SubscriptionOptions::new(QoS::ExactlyOnce);
+            workload.subscribe_to(&[("#".to_owned(), options)], None);
+        });
+        self.oracle.begin_audit(auditor);
+        true
+    }
+
+    fn settle(&mut self) {
+        let auditor = self.clients.len() - 1;
+        let retained = self.oracle.end_audit();
+        {
+            let kernel = self.shared.borrow();
+            self.oracle.settle(&kernel.network, &retained);
+        }
+        self.workload(auditor, |mut workload| workload.unsubscribe_from("#"));
+        let dropped = |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory;
+        let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
+        if drops > 0 {
+            self.oracle.fail("dropped", format!("{drops} messages, and there was room"));
+        }
+    }
+}
