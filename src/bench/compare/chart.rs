@@ -49,7 +49,7 @@ impl Scale {
         if !self.is_log {
             let step = nice_step(self.high - self.low);
             let count = ((self.high - self.low) / step + 1e-9) as usize;
-            return (0..=count).map(|i| self.low + i as f64 * step).collect();
+            return (0..=count).map(|i| rounded(self.low + i as f64 * step, step)).collect();
         }
         let marks = log_marks(self.low, self.high);
         if marks.len() <= 12 {
@@ -58,6 +58,13 @@ impl Scale {
         let is_power = |v: &f64| (v.log10() - v.log10().round()).abs() < 1e-6;
         marks.into_iter().filter(is_power).collect()
     }
+}
+
+/// The multiple of `step` that is meant: 3 × 0.2 is not 0.6 in binary, and would be written so.
+fn rounded(value: f64, step: f64) -> f64 {
+    let digits = (1.0 / step).log10().ceil().max(0.0) as i32;
+    let power = 10f64.powi(digits);
+    (value * power).round() / power
 }
 
 /// 1, 2 and 5 times the powers of ten from `low` to `high`.
@@ -353,6 +360,9 @@ mod tests {
         for length in [0.3, 1.0, 7.0, 42.0, 99.0, 1234.0] {
             let marks = length / nice_step(length);
             assert!((4.0..=10.0).contains(&marks), "{length}: {marks}");
+            for mark in Scale::exact(0.0, length).marks() {
+                assert!(format!("{mark}").len() <= 5, "{length}: {mark}");
+            }
         }
     }
 }
