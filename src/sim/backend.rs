@@ -466,8 +466,15 @@ impl Backend for SimBackend {
     fn set_quick_ack(&mut self, _conn: ConnId, _on: bool) {}
 
     fn input_age(&self, conn: ConnId) -> Duration {
-        self.with_conn(conn, |network, state| now().since(network.links[state.link].heard))
-            .unwrap_or_default()
+        self.with_conn(conn, |network, state| {
+            let age = now().since(network.links[state.link].heard);
+            let Network { faults, random, .. } = network;
+            match faults.strikes_by_weight(Kind::CoarseAges, random) {
+                true => Duration::from_millis(age.as_millis() as u64 / 4 * 4),
+                false => age,
+            }
+        })
+        .unwrap_or_default()
     }
 
     fn counters(&self) -> IoCounters {

@@ -89,6 +89,14 @@ kinds! {
     Aliases = "topic-alias",
     /// Payloads of some kilobytes.
     Large = "large-payload",
+    /// Payloads of about a hundred kilobytes.
+    Huge = "huge-payload",
+    /// Many topics, mostly retained.
+    ManyTopics = "many-topics",
+    /// Topic aliases towards clients.
+    AliasesOut = "topic-alias-out",
+    /// Ages of input that are known to some milliseconds only.
+    CoarseAges = "coarse-ages",
     /// Clients that take small packets only.
     PacketMax = "packet-max",
     /// Clients that acknowledge late.

@@ -20,7 +20,7 @@ const TOPICS: [&str; 7] = ["a", "a/b", "a/c", "b", "b/c/d", "/e", "a/b/c"];
 /// Topics for shared subscriptions; members have no others there.
 const SHARED_TOPICS: [&str; 3] = ["g/a", "g/b", "g/c/d"];
 const FILTERS: [&str; 9] = ["a", "a/b", "a/c", "b", "b/c/d", "/e", "a/b/c", "g/a", "g/b"];
-const WILD: [&str; 8] = ["#", "a/#", "+", "+/b", "a/+", "+/+/+", "/+", "b/#"];
+const WILD: [&str; 10] = ["m/#", "m/+", "#", "a/#", "+", "+/b", "a/+", "+/+/+", "/+", "b/#"];
 const SHARED_FILTERS: [&str; 5] =
     ["$share/one/g/a", "$share/one/g/+", "$share/two/g/#", "$share/two/g/b", "$share/one/g/c/d"];
 
@@ -109,6 +109,9 @@ impl Workload<'_> {
             if self.strikes(Kind::Window) {
                 asked.receive_maximum = self.random.between(1, 4) as u16;
             }
+            if self.strikes(Kind::AliasesOut) {
+                asked.alias_max = self.random.between(1, 5) as u16;
+            }
             if index % 4 == 1 && self.strikes(Kind::PacketMax) {
                 asked.packet_max = self.random.between(100, 3000) as u32;
             }
@@ -154,6 +157,7 @@ impl Workload<'_> {
                 session_expiry_interval: (is_v5 && seconds > 0).then_some(seconds),
                 receive_maximum: (asked.receive_maximum > 0).then_some(asked.receive_maximum),
                 maximum_packet_size: (asked.packet_max > 0).then_some(asked.packet_max),
+                topic_alias_maximum: (asked.alias_max > 0).then_some(asked.alias_max),
                 ..ConnectProperties::default()
             },
         };
@@ -195,7 +199,10 @@ impl Workload<'_> {
         };
         Message {
             client: self.client.index,
-            topic: topic.to_owned(),
+            topic: match self.strikes(Kind::ManyTopics) {
+                true => format!("m/{}", self.random.below(150)),
+                false => topic.to_owned(),
+            },
             qos: self.qos(),
             retain: false,
             len,
@@ -204,6 +211,7 @@ impl Workload<'_> {
             acked: None,
             refused: false,
             transmissions: 1,
+            shared_copies: 0,
             life: 0,
             will: None,
         }
@@ -226,6 +234,9 @@ impl Workload<'_> {
         let mut len = self.random.between(8, 60) as usize;
         if self.strikes_of(Kind::Large, 30) {
             len = self.random.between(1000, 20_000) as usize;
+        }
+        if self.strikes_of(Kind::Huge, 10) {
+            len = self.random.between(50_000, 120_000) as usize;
         }
         let mut message = self.message(len);
         if self.client.in_flight() >= limit {

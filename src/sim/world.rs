@@ -24,6 +24,7 @@ use super::random::Random;
 use super::trace::Trace;
 use super::workload::Workload;
 use super::{Options, Report};
+use crate::broker::strategy::{Strategies, Strategy};
 use crate::broker::{Config, Stats};
 use crate::clock::Time;
 use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
@@ -81,6 +82,17 @@ impl World {
             record_changes: random.chance(400),
             in_flight_max: random.pick(&[2, 10, 1024]),
             receive_maximum: random.pick(&[5, 50, 1024]),
+            shared_strategies: Strategies {
+                default: random.pick(&[
+                    Strategy::RoundRobin,
+                    Strategy::Random,
+                    Strategy::Sticky,
+                    Strategy::HashClientId,
+                    Strategy::HashTopic,
+                    Strategy::LeastInFlight,
+                ]),
+                ..Strategies::default()
+            },
             ..Config::default()
         };
         let count = random.between(3, 9) as usize;
@@ -436,7 +448,9 @@ impl World {
         }
         for client in &mut self.clients {
             client.deaf_until = Time::ZERO;
-            client.away_until = Time::ZERO;
+            // Some come back only when what was to happen in their absence has.
+            let secs = if self.random.chance(400) { self.random.between(1, 60) } else { 0 };
+            client.away_until = now() + Duration::from_secs(secs);
         }
         if self.come_to_rest() && self.audit_begins() && self.come_to_rest() {
             self.settle();
@@ -467,10 +481,16 @@ impl World {
                 self.move_client(index);
                 continue;
             }
-            let idle = self.clients.iter().position(|client| client.stage == Stage::Idle);
+            let is_idle = |c: &Client| c.stage == Stage::Idle && c.away_until <= now();
+            let idle = self.clients.iter().position(is_idle);
             if let Some(index) = idle {
                 self.workload(index, |mut workload| workload.connect());
                 continue;
+            }
+            if let Some(index) = self.sleeps_on_a_spill() {
+                let text = format!("shard {index} sleeps, and its lanes have room");
+                self.oracle.fail("spill", text);
+                return false;
             }
             let wills = self.oracle.has_unjudged_wills();
             let still = self.shared.borrow().network.restless().is_none();
@@ -503,6 +523,12 @@ impl World {
         };
         self.oracle.fail("stuck", text);
         false
+    }
+
+    /// A shard that holds a spill while nobody has anything to do: all lanes have been emptied.
+    fn sleeps_on_a_spill(&self) -> Option<usize> {
+        let holds = |runner: &Runner| runner.shard.stats().shard_loop.spill_bytes > 0;
+        self.runners.iter().position(holds)
     }
 
     /// The auditor asks for everything that is retained.

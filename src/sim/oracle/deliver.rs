@@ -226,12 +226,16 @@ impl Oracle {
 
     fn count(&mut self, arrival: &Arrival<'_>, id: u64) {
         let publish = &arrival.publish;
-        let message = &self.messages[&id];
+        let Some(message) = self.messages.get_mut(&id) else { return };
         let session = &mut self.clients[arrival.client].session;
         let seen = session.seen.entry(id).or_default();
         let packet_id = publish.packet_id.map(|id| id.get());
         let is_again = packet_id.is_some_and(|id| seen.ids.insert(id, arrival.link).is_some());
-        seen.copies += u32::from(!(publish.dup && is_again));
+        let is_new = !(publish.dup && is_again);
+        seen.copies += u32::from(is_new);
+        let by_group = |s: &Subscription| s.share.is_some() && s.wants(publish.topic);
+        let is_shared = session.subscriptions.iter().any(by_group);
+        message.shared_copies += u32::from(is_new && is_shared);
         if message.will.is_none() && !publish.dup {
             let stream = stream(message, publish.qos);
             if message.retain {

@@ -56,6 +56,8 @@ pub struct Message {
     pub refused: bool,
     /// How often it was sent.
     pub transmissions: u32,
+    /// Copies that members of groups have got, in sessions that have ended too.
+    pub shared_copies: u32,
     /// The broker's life when it was last sent.
     pub life: u32,
     /// What must be true for it to be published, if it is a Will.
@@ -157,6 +159,8 @@ pub struct Oracle {
     baseline: BTreeMap<String, u64>,
     /// Ends of sessions with a shared subscription, since all was quiet.
     shared_ends: u32,
+    /// Groups that were ever asked for, and their filters.
+    groups: BTreeMap<String, String>,
     /// Topics that were cleared, ever.
     cleared: BTreeSet<String>,
     /// How often the broker was started.
@@ -181,6 +185,7 @@ impl Oracle {
             settled: 0,
             baseline: BTreeMap::new(),
             shared_ends: 0,
+            groups: BTreeMap::new(),
             cleared: BTreeSet::new(),
             life: 0,
             record_changes,
@@ -331,6 +336,9 @@ impl Oracle {
     ) {
         let Ok(filter) = check_filter(whole) else { return };
         let share = filter.share_name.map(|_| whole.to_owned());
+        if let Some(share) = &share {
+            self.groups.insert(share.clone(), filter.filter.to_owned());
+        }
         let session = &mut self.clients[client].session;
         let replays = share.is_none() && options.retain_handling != RetainHandling::DoNotSend;
         let same = |s: &&mut Subscription| {

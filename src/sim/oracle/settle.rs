@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Message, Oracle, Subscription};
+use crate::codec::mqtt::topic::matches;
 use crate::codec::mqtt::{QoS, RetainHandling};
 use crate::sim::network::Network;
 
@@ -99,34 +100,27 @@ impl Oracle {
     fn missing_of_groups(&mut self, first: u64) -> Option<(&'static str, String)> {
         let mut proven = 0;
         for (id, message) in self.messages.range(first..) {
-            let mut groups = BTreeSet::new();
+            let wants = |(_, filter): &(&String, &String)| matches(filter, &message.topic);
+            let groups = self.groups.iter().filter(wants).count() as u32;
             let mut stable = BTreeSet::new();
-            let mut copies = 0;
             for (client, state) in self.clients.iter().enumerate() {
-                let session = &state.session;
-                let mut is_member = false;
-                for subscription in &session.subscriptions {
-                    let Some(share) = &subscription.share else { continue };
-                    if !subscription.wants(&message.topic) {
-                        continue;
-                    }
-                    is_member = true;
-                    groups.insert(share);
-                    if self.must(message, client, subscription) {
+                for subscription in &state.session.subscriptions {
+                    if let Some(share) = &subscription.share
+                        && self.must(message, client, subscription)
+                    {
                         stable.insert(share);
                     }
                 }
-                if is_member {
-                    copies += session.seen.get(id).map_or(0, |seen| seen.copies);
-                }
             }
-            let most = groups.len() as u32 * message.transmissions + self.shared_ends;
-            if !groups.is_empty() && copies > most {
+            let copies = message.shared_copies;
+            let most = groups * message.transmissions + self.shared_ends;
+            if groups > 0 && copies > most {
                 let text = format!("message {id}: {copies} copies, at most {most}");
                 return Some(("shared-twice", text));
             }
-            let moved = self.shared_ends > 0;
-            if !moved && copies < stable.len() as u32 {
+            // What was sent to a member at QoS 2 ends with its session.
+            let may_end = self.shared_ends > 0 && message.qos == QoS::ExactlyOnce;
+            if !may_end && copies < stable.len() as u32 {
                 let text = format!(
                     "message {id} on {}: {copies} copies for the groups {stable:?}",
                     message.topic
