@@ -310,6 +310,10 @@ impl Client {
     pub fn close(&mut self, network: &mut Network, oracle: &mut Oracle) {
         let Some(link) = self.link.take() else { return };
         self.note_late_clean(link);
+        if !self.outbox.is_empty() {
+            // A DISCONNECT may be in it, and never leave.
+            oracle.on_will_unsure(link);
+        }
         network.client_close(link);
         oracle.on_will_end(link);
         self.over(network, oracle, link);
