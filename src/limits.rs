@@ -76,8 +76,9 @@ pub const TOPIC_ALIAS_MAX: u16 = 32;
 pub const TOPIC_ALIASES_OUT_MAX: u16 = 16;
 /// The most that can be configured instead.
 pub const TOPIC_ALIASES_OUT_LIMIT: u16 = 256;
-/// Bytes of a topic from which on an alias pays: it costs three bytes itself, in each packet.
-pub const TOPIC_ALIAS_LEN_MIN: usize = 8;
+/// Bytes of a topic from which on an alias pays: it costs three bytes itself, in each packet, so
+/// that with six its first use has paid for its definition.
+pub const TOPIC_ALIAS_LEN_MIN: usize = 6;
 
 /// Bytes waiting for one connection above which QoS 0 messages for it are dropped and counted.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
