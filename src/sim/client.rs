@@ -587,8 +587,7 @@ impl Client {
         };
         self.lost = false;
         let assumed = present.unwrap_or(!clean);
-        let limit = if self.asked.packet_max > 0 { self.asked.packet_max } else { u32::MAX };
-        oracle.on_connack(index, clean, present.or(Some(assumed)), limit);
+        oracle.on_connack(index, clean, present.or(Some(assumed)));
         if let Some(link) = self.link {
             oracle.on_will_armed(link);
             oracle.on_will_connack(index, link, clean);

@@ -133,7 +133,8 @@ impl Workload<'_> {
             }
         }
         self.oracle.on_will_connect(index, asked.clean);
-        self.oracle.on_connect(index, link, asked.clean, seconds);
+        let max = if asked.packet_max > 0 { asked.packet_max } else { u32::MAX };
+        self.oracle.on_connect(index, link, asked.clean, (seconds, max));
         let known = will.map(|id| self.oracle.message(id));
         let payload = will.map(|id| super::payload(id, known.map_or(0, |m| m.len)));
         let is_v5 = version == Version::V5;

@@ -213,8 +213,14 @@ impl Oracle {
 
     // ---- what clients do ----
 
-    /// CONNECT is sent.
-    pub fn on_connect(&mut self, client: usize, link: usize, clean: bool, expiry_secs: u32) {
+    /// CONNECT is sent; how long the session lasts, and how large a packet may be.
+    pub fn on_connect(
+        &mut self,
+        client: usize,
+        link: usize,
+        clean: bool,
+        (expiry_secs, max): (u32, u32),
+    ) {
         self.on_gone(client, now());
         let state = &mut self.clients[client];
         state.link = Some(Current { link, asked: now(), began: None });
@@ -225,6 +231,8 @@ impl Oracle {
         let state = &mut self.clients[client];
         state.expiry_secs = expiry_secs;
         state.least_expiry_secs = state.least_expiry_secs.min(expiry_secs);
+        let session = &mut state.session;
+        session.packet_max = Some(session.packet_max.map_or(max, |before| before.min(max)));
     }
 
     fn begin_session(&mut self, client: usize) {
@@ -238,7 +246,7 @@ impl Oracle {
     }
 
     /// CONNACK has come. `present` is none where the version cannot say.
-    pub fn on_connack(&mut self, client: usize, clean: bool, present: Option<bool>, max: u32) {
+    pub fn on_connack(&mut self, client: usize, clean: bool, present: Option<bool>) {
         let state = &self.clients[client];
         let gone = state.gone_since.map(|since| now().since(since).as_secs());
         let expiry = u64::from(state.least_expiry_secs);
@@ -252,14 +260,14 @@ impl Oracle {
             self.fail("session-lost", text);
         }
         if present != Some(true) && !clean {
+            let max = self.clients[client].session.packet_max;
             self.begin_session(client);
+            self.clients[client].session.packet_max = max;
         }
         let state = &mut self.clients[client];
         state.established = true;
         state.gone_since = None;
         state.least_expiry_secs = state.expiry_secs;
-        let session = &mut state.session;
-        session.packet_max = Some(session.packet_max.map_or(max, |before| before.min(max)));
         if let Some(current) = &mut state.link {
             current.began = Some(now());
         }
