@@ -132,7 +132,7 @@ pub const INTEREST_LINGER: Duration = Duration::from_millis(500);
 pub const INTEREST_LINGER_MAX: usize = 4096;
 /// Topics of which a shard remembers who receives them; a power of two.
 pub const MATCH_CACHE_LEN: usize = 4096;
-/// Subscriptions that one remembered topic may hold beyond the topic tree's own lists.
+/// Subscriptions and groups that one remembered topic may hold beyond the topic tree's own lists.
 pub const MATCH_CACHE_MERGED_MAX: usize = 256;
 /// Bytes of a topic whose receivers are remembered: clients choose how long topics are.
 pub const MATCH_CACHE_TOPIC_MAX: usize = 256;

@@ -125,6 +125,12 @@ impl Routing {
         self.generation += 1;
     }
 
+    /// Subscriptions and groups that are remembered for topics.
+    #[cfg(test)]
+    pub(crate) fn remembered_len(&self) -> usize {
+        self.remembered.iter().map(|topic| topic.matches.held()).sum()
+    }
+
     /// Whether no new questions are to be asked.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.began
@@ -144,7 +150,7 @@ impl Routing {
         if remembered.id == TopicId::NONE {
             return;
         }
-        if remembered.matches.parts.len() > MATCH_CACHE_MERGED_MAX {
+        if remembered.matches.held() > MATCH_CACHE_MERGED_MAX {
             remembered.matches = Matches::default();
             remembered.generation = 0;
         }
@@ -204,6 +210,11 @@ impl Matches {
                 _ => self.merged.push(Merged { session, start: end - 1, end }),
             }
         }
+    }
+
+    /// What it holds beyond the topic tree's own lists.
+    fn held(&self) -> usize {
+        self.parts.len() + self.groups.len()
     }
 
     fn has_receivers(&self) -> bool {

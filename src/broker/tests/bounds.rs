@@ -7,7 +7,7 @@ use crate::codec::mqtt::{
     Ack, Connect, Packet, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, Unsubscribe, UnsubscribeFilters, UserProperties, Version,
 };
-use crate::limits::{FILTERS_PER_PACKET_MAX, INTEREST_LINGER_MAX};
+use crate::limits::{FILTERS_PER_PACKET_MAX, INTEREST_LINGER_MAX, MATCH_CACHE_MERGED_MAX};
 
 fn subscribe_all(world: &mut World, client: Client, n: u16, filters: &[&str]) {
     let options = SubscriptionOptions::new(QoS::AtLeastOnce);
@@ -233,4 +233,24 @@ fn wills_and_aliases_are_of_the_memory_budget() {
         assert_eq!(world.brokers[0].message_bytes(), expected, "alias {n}");
     }
     assert_eq!(world.take(client), [Got::Disconnect(ReasonCode::QUOTA_EXCEEDED)]);
+}
+
+/// What is remembered of a topic is bounded, groups included: one session may have very many.
+#[test]
+fn remembered_groups_are_bounded() {
+    let mut world = World::new(1);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    let names: Vec<String> = (0..1000).map(|n| format!("$share/g{n}/a/#")).collect();
+    subscribe_all(&mut world, client, 1, &refs(&names));
+    world.take(client);
+    for n in 0..20 {
+        world.publish(client, &format!("a/{n}"), "x", QoS::AtMostOnce, 0);
+        assert_eq!(world.take_messages(client).len(), names.len());
+    }
+    assert!(world.brokers[0].routing.remembered_len() <= 20 * MATCH_CACHE_MERGED_MAX);
+    for name in &names[100..] {
+        world.unsubscribe(client, name);
+    }
+    world.publish(client, "a/0", "x", QoS::AtMostOnce, 0);
+    assert_eq!(world.brokers[0].routing.remembered_len(), 100);
 }
