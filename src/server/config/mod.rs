@@ -352,15 +352,14 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
         ));
     }
     let keep_alive_max = written.keep_alive_max.unwrap_or(Span::NEVER);
-    // Longer than any client can ask for is no cap: none then means none.
-    let keep_alive_secs_max = match u16::try_from(keep_alive_max.as_secs()).map(NonZeroU16::new) {
-        Ok(None) => {
-            let message = "is 0s; write never for no limit";
-            return Err(ConfigError::of("limits.keep_alive_max", message));
-        }
-        Ok(secs) => secs,
-        Err(_) => None,
-    };
+    // Longer than any client can ask for still is a cap for those that ask for none.
+    let keep_alive_secs = u16::try_from(keep_alive_max.as_secs()).unwrap_or(u16::MAX);
+    if keep_alive_secs == 0 {
+        let message = "is 0s; write never for no limit";
+        return Err(ConfigError::of("limits.keep_alive_max", message));
+    }
+    let keep_alive_secs_max =
+        NonZeroU16::new(keep_alive_secs).filter(|_| keep_alive_max != Span::NEVER);
     let topic_aliases_out_max =
         written.topic_aliases_out_max.unwrap_or(limits::TOPIC_ALIASES_OUT_MAX);
     if topic_aliases_out_max > limits::TOPIC_ALIASES_OUT_LIMIT {
@@ -436,6 +435,12 @@ fn resolve_referral(written: ReferralSettings) -> Result<Option<Referral>, Confi
             )),
         };
     };
+    if server_reference.contains('\0') {
+        return Err(ConfigError::of(
+            "referral.server_reference",
+            "has a null character, which MQTT cannot express",
+        ));
+    }
     if server_reference.is_empty() || server_reference.len() > limits::SERVER_REFERENCE_BYTES_MAX {
         return Err(ConfigError::of(
             "referral.server_reference",

@@ -135,6 +135,12 @@ fn limits_have_their_ranges() {
     let config = resolve(from_toml(text)).expect("holds");
     assert_eq!(config.limits.keep_alive_secs_max.map(u16::from), Some(120));
     assert_eq!(config.limits.session_expiry_secs_max, 3600);
+    // Longer than any client can ask for, but not for ever.
+    for (text, secs) in [("20h", Some(65_535)), ("never", None)] {
+        let text = format!("[limits]\nkeep_alive_max = \"{text}\"\n");
+        let limits = resolve(from_toml(&text)).expect("holds").limits;
+        assert_eq!(limits.keep_alive_secs_max.map(u16::from), secs);
+    }
 }
 
 /// Who wrote it is told where: file, line and column, or the flag and its variable.
@@ -174,6 +180,7 @@ fn capabilities_and_referral() {
     for (text, words) in [
         ("[referral]\nrefer_clients = \"temporarily\"\n", "server_reference does not say"),
         ("[referral]\nserver_reference = \"\"\n", "has 0 bytes"),
+        ("[referral]\nserver_reference = \"a\\u0000\"\n", "null character"),
         ("[limits]\ntopic_levels_max = 65537\n", "limits.topic_levels_max is 65537"),
         ("[limits]\nconnect_size_max = 10\n", "limits.connect_size_max is 10B"),
     ] {
