@@ -434,7 +434,12 @@ impl Broker {
         let connecting =
             conn.and_then(|conn| conn.cold.as_mut()).and_then(|cold| cold.connecting.take());
         let client_id = connecting.as_ref().map_or("", |connecting| connecting.client_id());
-        let reason = if reason.is_error() { reason } else { ReasonCode::NOT_AUTHORIZED };
+        let reason = match reason {
+            // Of a PUBLISH, which may not come yet; CONNACK does not have it.
+            ReasonCode::TOPIC_ALIAS_INVALID => ReasonCode::PROTOCOL_ERROR,
+            reason if reason.is_error() => reason,
+            _ => ReasonCode::NOT_AUTHORIZED,
+        };
         self.refuse(now, id, client_id, reason)
     }
 

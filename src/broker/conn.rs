@@ -87,7 +87,8 @@ pub(crate) struct Cold {
     pub(crate) authentication: Option<Box<Authentication>>,
     /// The client's topic aliases, from 1.
     pub(crate) aliases: Vec<Option<Alias>>,
-    /// Session Expiry Interval of the CONNECT: at DISCONNECT it may not grow from 0.
+    /// Session Expiry Interval of the CONNECT, whatever was granted: at DISCONNECT it may not grow
+    /// from 0.
     pub(crate) connect_expiry_secs: u32,
 }
 

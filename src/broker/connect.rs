@@ -244,6 +244,11 @@ impl Broker {
 
     /// The client may connect: it gets its session.
     fn accept(&mut self, now: Time, id: ConnId, mut connecting: Box<Connecting>) -> Step {
+        if !self.can_take_connack(id, &connecting) {
+            // [MQTT-3.1.2-24]: refused before anything else happens, and cannot be told.
+            self.stats.dropped_too_large += 1;
+            return self.close_silently(now, id);
+        }
         let changes = self.changes.last();
         let existing = self.sessions.find(&connecting.client_id);
         if let Some(old) = existing.and_then(|key| self.sessions.get(key)).and_then(|s| s.conn) {
@@ -282,6 +287,15 @@ impl Broker {
         self.changes.park(self.changes.last(), id, Parked::ConnAck);
         self.pause(id);
         Step::Pause
+    }
+
+    /// Whether CONNACK, without what may be left out, is within the client's Maximum Packet Size.
+    fn can_take_connack(&self, id: ConnId, connecting: &Connecting) -> bool {
+        let expiry_secs = connecting.expiry_secs.min(self.config.session_expiry_max_secs);
+        let keep_alive_secs = self.keep_alive_of(connecting.keep_alive_secs);
+        let properties = self.connack_properties(connecting, expiry_secs, keep_alive_secs);
+        let connack = ConnAck { session_present: false, reason: ReasonCode::SUCCESS, properties };
+        self.fits(id, &Packet::ConnAck(connack))
     }
 
     fn accepted_at(&self, id: ConnId) -> Time {
@@ -336,7 +350,7 @@ impl Broker {
         conn.packet_size_max = connecting.packet_size_max;
         conn.problem_information = connecting.problem_information;
         if let Some(cold) = &mut conn.cold {
-            cold.connect_expiry_secs = expiry_secs;
+            cold.connect_expiry_secs = connecting.expiry_secs;
         }
     }
 
@@ -365,15 +379,17 @@ impl Broker {
             true => self.config.response_information_for(&connecting.client_id),
             false => None,
         };
-        let mut properties = self.connack_properties(&connecting, expiry_secs, keep_alive_secs);
-        properties.response_information = response_information.as_deref();
-        let connack = ConnAck {
-            session_present: connecting.session_present,
-            reason: ReasonCode::SUCCESS,
-            properties,
+        let properties = self.connack_properties(&connecting, expiry_secs, keep_alive_secs);
+        let connack = |response_information| {
+            Packet::ConnAck(ConnAck {
+                session_present: connecting.session_present,
+                reason: ReasonCode::SUCCESS,
+                properties: ConnAckProperties { response_information, ..properties },
+            })
         };
-        if !self.write(id, &Packet::ConnAck(connack)) {
-            // It cannot take even this [MQTT-3.1.2-24].
+        let told = connack(response_information.as_deref());
+        let connack = if self.fits(id, &told) { told } else { connack(None) };
+        if !self.write(id, &connack) {
             self.leave(now, id, Leaving::Lost);
             return Step::Close;
         }
@@ -465,13 +481,14 @@ impl Broker {
         self.log_refused(id, client_id, reason);
         let server_reference = self.config.server_reference(reason).map(str::to_owned);
         let server_reference = server_reference.as_deref();
-        let connack = |reason_string| {
+        let connack = |reason_string, server_reference| {
             let properties =
                 ConnAckProperties { reason_string, server_reference, ..Default::default() };
             Packet::ConnAck(ConnAck { session_present: false, reason, properties })
         };
-        let said = Some(why).filter(|why| !why.is_empty());
-        self.write_explained(id, &connack(said), &connack(None));
+        let said = connack(Some(why).filter(|why| !why.is_empty()), server_reference);
+        let (told, bare) = (connack(None, server_reference), connack(None, None));
+        self.write_explained(id, &said, if self.fits(id, &told) { &told } else { &bare });
         self.close_silently(now, id)
     }
 
@@ -578,9 +595,11 @@ impl Broker {
         // Never before CONNACK [MQTT-3.14.0-1], and 3.x servers have no such packet.
         if conn.state == State::Online && conn.version() == Version::V5 {
             let reason_string = Some(why).filter(|why| !why.is_empty());
-            let bare = Disconnect { server_reference, ..Disconnect::new(reason) };
-            let said = Disconnect { reason_string, ..bare };
-            self.write_explained(id, &Packet::Disconnect(said), &Packet::Disconnect(bare));
+            let bare = Packet::Disconnect(Disconnect::new(reason));
+            let told = Disconnect { server_reference, ..Disconnect::new(reason) };
+            let said = Packet::Disconnect(Disconnect { reason_string, ..told });
+            let told = Packet::Disconnect(told);
+            self.write_explained(id, &said, if self.fits(id, &told) { &told } else { &bare });
         }
     }
 

@@ -85,9 +85,16 @@ impl Config {
     }
 
     /// Response Information for this client (3.2.2.3.15). One whose id would make it no beginning
-    /// of a Topic Name is told none: it would be another client's, or nobody's.
+    /// of a Topic Name, or one below another client's or among the server's, is told none.
     pub(super) fn response_information_for(&self, client_id: &str) -> Option<String> {
-        let told = self.response_information.as_ref()?.replace("{client_id}", client_id);
+        const ID: &str = "{client_id}";
+        let template = self.response_information.as_ref()?;
+        let is_below = template.contains(ID) && client_id.contains('/');
+        let is_ours = template.starts_with(ID) && client_id.starts_with('$');
+        if is_below || is_ours {
+            return None;
+        }
+        let told = template.replace(ID, client_id);
         (check_topic_name(&told).is_ok() && self.allows_topic(&told)).then_some(told)
     }
 
@@ -246,9 +253,13 @@ impl Broker {
 
     /// Whether a packet with words may be sent to this client.
     pub(super) fn may_explain(&self, id: ConnId, said: &Packet<'_>) -> bool {
-        self.conns.get(id).is_some_and(|conn| {
-            conn.problem_information
-                && said.encoded_len(conn.version()) <= conn.packet_size_max as usize
-        })
+        self.conns.get(id).is_some_and(|conn| conn.problem_information) && self.fits(id, said)
+    }
+
+    /// Whether a packet is within this client's Maximum Packet Size [MQTT-3.1.2-24].
+    pub(super) fn fits(&self, id: ConnId, packet: &Packet<'_>) -> bool {
+        self.conns
+            .get(id)
+            .is_some_and(|conn| packet.encoded_len(conn.version()) <= conn.packet_size_max as usize)
     }
 }

@@ -226,6 +226,8 @@ fn only_its_auth_may_come_before_connack() {
         (&[0xF0, 2, 0x18, 0][..], Reason::PROTOCOL_ERROR),
         (&[0xF0, 6, 0x01, 4, 0x15, 0, 1, b'M'], Reason::PROTOCOL_ERROR),
         (&[0xF1, 0], Reason::MALFORMED_PACKET),
+        // A PUBLISH with Topic Alias 0: CONNACK has no "Topic Alias invalid".
+        (&[0x30, 7, 0, 1, b't', 3, 0x23, 0, 0], Reason::PROTOCOL_ERROR),
     ] {
         let mut world = world();
         let client = world.connect(&claiming("c"));

@@ -169,6 +169,13 @@ fn expiry_changes_at_disconnect() {
     let (client, _) = world.join(&hello(Version::V5, "d"));
     leave(&mut world, client, 5);
     assert_eq!(world.take(client), [Got::Disconnect(ReasonCode::PROTOCOL_ERROR)]);
+
+    // What counts is what CONNECT said, not what was granted.
+    world.brokers[0].config.session_expiry_max_secs = 0;
+    let (client, _) = world.join(&stay(Version::V5, "e"));
+    leave(&mut world, client, 5);
+    assert!(world.is_closed(client) && world.take(client).is_empty());
+    assert!(world.brokers[0].sessions.find("e").is_none());
 }
 
 /// [MQTT-3.1.4-3], PITFALLS 28, 30, 35, 37
@@ -265,6 +272,17 @@ fn a_client_that_cannot_take_connack() {
     let client = world.connect(&connect);
     assert!(world.is_closed(client) && world.take(client).is_empty());
     assert_eq!(world.brokers[0].session_count(), 0);
+    // It is refused: it takes over nobody, leaves no session behind, and has no Will.
+    let (old, _) = world.join(&stay(Version::V5, "c"));
+    world.subscribe(old, "#", QoS::AtMostOnce);
+    connect.will = will("t", "x", 0);
+    for client_id in ["c", "d"] {
+        let client = world.connect(&Connect { client_id, ..connect });
+        assert!(world.is_closed(client) && world.take(client).is_empty());
+        assert!(!world.is_closed(old) && world.take(old).is_empty());
+    }
+    let stats = world.brokers[0].stats();
+    assert_eq!((stats.sessions_created, stats.sessions_ended, stats.takeovers), (1, 0, 0));
 }
 
 /// PITFALLS 19, 27: [MQTT-4.12.0-1], [MQTT-4.12.0-7]

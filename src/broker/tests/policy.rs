@@ -183,6 +183,15 @@ fn response_information() {
         assert_eq!(told(&mut world, client_id, asked), None);
     }
     assert_eq!(told(&mut World::new(1), "c", Some(true)), None);
+    // It is one client's alone: below it lies no other's, and nothing of the server's.
+    assert_eq!(told(&mut world, "c/d", Some(true)), None);
+    assert_eq!(told(&mut world, "$d", Some(true)).as_deref(), Some("r/$d"));
+    for (template, client_id, expected) in
+        [("{client_id}/r", "$SYS", None), ("{client_id}", "$share", None), ("r", "c/d", Some("r"))]
+    {
+        world.brokers[0].config.response_information = Some(template.to_owned());
+        assert_eq!(told(&mut world, client_id, Some(true)).as_deref(), expected, "{template}");
+    }
 }
 
 /// A server that is not to be used says which is; 3.x has a code, and no place for that.
@@ -256,4 +265,30 @@ fn payload_format() {
         let expected = if check { 4 } else { 0 };
         assert_eq!(world.brokers[0].stats.refused_payload_format, expected);
     }
+}
+
+/// A CONNACK or DISCONNECT that a client cannot take is cut: first the words, then Response
+/// Information and Server Reference `[MQTT-3.1.2-24]`.
+#[test]
+fn what_may_be_left_out_is_left_out_for_small_clients() {
+    let config = Config { response_information: Some("r".repeat(300)), ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    let small = |client_id| {
+        let mut connect = hello(V5, client_id);
+        connect.properties.request_response_information = Some(true);
+        connect.properties.maximum_packet_size = Some(64);
+        connect
+    };
+    let (online, _) = world.join(&small("small"));
+    assert_eq!(world.connack(online, |p| p.response_information.map(String::from)), None);
+
+    let server_reference = "s".repeat(300);
+    let referral = Some(Referral { server_reference, when: Refer::Temporarily });
+    world.brokers[0].config.referral = referral;
+    let reason = ReasonCode::USE_ANOTHER_SERVER;
+    assert_eq!(connack(&mut world, &small("other")), reason);
+    let now = world.now;
+    world.brokers[0].handle_shutdown(now);
+    world.settle();
+    assert_eq!(world.take(online), [Got::Disconnect(reason)]);
 }
