@@ -69,6 +69,9 @@ pub const WILLS_DUE_MAX: usize = 4096;
 /// Messages of shared subscriptions that wait for another member, above which no further session
 /// ends. One session may bring as many more as its queue and window hold.
 pub const MOVES_MAX: usize = 4096;
+/// Members of a shared subscription that "least in flight" looks at for one message, from the one
+/// whose turn it is on: of more, each message looks at others.
+pub const LEAST_IN_FLIGHT_LOOKS: usize = 256;
 /// Topic aliases that a client may define on one connection.
 pub const TOPIC_ALIAS_MAX: u16 = 32;
 /// Topic aliases that we use towards one client, if it allows as many. Each costs a comparison per

@@ -57,6 +57,8 @@ pub(crate) struct Memo {
     serial: Cell<u64>,
     stored: Cell<Option<MessageKey>>,
     topic_id: Cell<TopicId>,
+    /// The hash of the publisher's client id, once a group has asked for it.
+    publisher_hash: Cell<Option<u64>>,
 }
 
 impl Memo {
@@ -64,7 +66,15 @@ impl Memo {
     /// delivered.
     pub(crate) fn stored_as(key: MessageKey, topic_id: TopicId) -> Self {
         let (stored, topic_id) = (Cell::new(Some(key)), Cell::new(topic_id));
-        Self { serial: Cell::default(), stored, topic_id }
+        Self { stored, topic_id, ..Self::default() }
+    }
+
+    /// The hash of the publisher's client id: made at most once, however many groups ask.
+    #[inline]
+    pub(crate) fn publisher_hash(&self, make: impl FnOnce() -> u64) -> u64 {
+        let hash = self.publisher_hash.get().unwrap_or_else(make);
+        self.publisher_hash.set(Some(hash));
+        hash
     }
 
     /// Its topic, as routing remembers it; none as long as nobody has looked.

@@ -440,7 +440,10 @@ fn to_terms<'a>(publication: &Publication<'_>, subscription: &'a Subscription) -
 fn choose(broker: &Broker, group: GroupId, publication: &Publication<'_>, hash: u64) -> Chosen {
     let spread = match broker.shared_subs.get(group).strategy() {
         Strategy::HashTopic => hash as u32,
-        Strategy::HashClientId => broker.interest.topic_hash(publication.publisher_id) as u32,
+        Strategy::HashClientId => {
+            let make = || broker.interest.topic_hash(publication.publisher_id);
+            publication.memo.publisher_hash(make) as u32
+        }
         _ => 0,
     };
     Chosen { group, spread }

@@ -17,8 +17,8 @@
 //!   members come or go. The weights are those that all shards were told, this one's own too.
 //!
 //! Members that are online come first, of all shards; only if there is none, one that is not, and
-//! then one that can keep the message, if there is one. The two hashes and least in flight look at
-//! all members of this shard for each message; the others do not.
+//! then one that can keep the message, if there is one. For each message the two hashes look at all
+//! members of this shard, and least in flight at up to [`LEAST_IN_FLIGHT_LOOKS`].
 //!
 //! Owns the groups: the members here, the counts of the other shards, and what these were told of
 //! ours. A group exists while it has members here or elsewhere, or others believe that it has.
@@ -33,6 +33,7 @@ use foldhash::fast::FixedState;
 use slab::Slab;
 
 use crate::ids::ShardId;
+use crate::limits::LEAST_IN_FLIGHT_LOOKS;
 
 use super::Place;
 use super::entry::Members;
@@ -372,7 +373,7 @@ impl Group {
             }
             Strategy::LeastInFlight => {
                 let around = (by_turn..count).chain(0..by_turn);
-                let all = around.filter(|at| takes(&members[*at]));
+                let all = around.filter(|at| takes(&members[*at])).take(LEAST_IN_FLIGHT_LOOKS);
                 let mut least = (usize::MAX, by_turn);
                 for (load, at) in all.map(|at| (load(members[at].session), at)) {
                     if load < least.0 {

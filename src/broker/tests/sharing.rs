@@ -1,14 +1,17 @@
 //! Shared Subscriptions (4.8.2): which member gets a message, and what happens to it then.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::broker::Config;
+use crate::broker::shared_sub::Chosen;
 use crate::broker::strategy::{Rule, Strategies, Strategy};
 use crate::broker::testing::*;
 use crate::codec::mqtt::{
     Ack, Packet, Publish, QoS, ReasonCode, RetainHandling, SubscriptionOptions, Version,
 };
+use crate::limits::LEAST_IN_FLIGHT_LOOKS;
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 
@@ -181,6 +184,28 @@ fn the_least_loaded_gets_it() {
         world.take_messages(members[2]);
     }
     assert_eq!(stuck, 1);
+}
+
+/// A message does not look at thousands of members, and each has its turn all the same.
+#[test]
+fn the_least_loaded_of_some() {
+    let mut world = world(1);
+    let each = LEAST_IN_FLIGHT_LOOKS + 50;
+    group(&mut world, Strategy::LeastInFlight, each, AtLeastOnce);
+    let groups = &mut world.brokers[0].shared_subs;
+    let group = groups.find("least-in-flight/t/#").expect("a group");
+    let mut picked = BTreeSet::new();
+    for _ in 0..each {
+        let looks = Cell::new(0);
+        let load = |_| {
+            looks.set(looks.get() + 1);
+            1
+        };
+        let member = groups.pick_member(Chosen { group, spread: 0 }, true, load);
+        picked.insert(member.expect("a member").session);
+        assert_eq!(looks.get(), LEAST_IN_FLIGHT_LOOKS);
+    }
+    assert_eq!(picked.len(), each);
 }
 
 /// Members that are connected come first, on whichever shard; with none, QoS 0 is dropped and
