@@ -352,12 +352,17 @@ impl Broker {
 
     fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.state == State::Online && bytes.len() <= conn.packet_size_max as usize {
-            conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
-            conn.count_answer(bytes.len());
-            self.stats.packets_out += 1;
-            self.stats.bytes_out += bytes.len() as u64;
+        if conn.state != State::Online {
+            return;
         }
+        if bytes.len() > conn.packet_size_max as usize {
+            self.stats.dropped_too_large += 1;
+            return;
+        }
+        conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(bytes));
+        conn.count_answer(bytes.len());
+        self.stats.packets_out += 1;
+        self.stats.bytes_out += bytes.len() as u64;
     }
 
     /// A QoS 2 publication whose record is committed goes to its receivers (SHARDS.md J2).

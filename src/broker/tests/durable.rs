@@ -3,7 +3,10 @@
 
 use crate::broker::Config;
 use crate::broker::testing::*;
-use crate::codec::mqtt::{Ack, Packet, Publish, QoS, ReasonCode, Version};
+use crate::codec::mqtt::{
+    Ack, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
+    SubscriptionOptions, UserProperties, Version,
+};
 
 fn recording(shards: usize) -> World {
     World::with_config(shards, &Config { record_changes: true, ..Config::default() })
@@ -51,6 +54,27 @@ fn answers_wait_for_their_commit_in_order() {
     assert_eq!(world.take(publisher), expected);
     assert_eq!(world.take_payloads(subscriber), ["2"]);
     assert_eq!(world.take_payloads(plain), ["3"]);
+}
+
+/// [MQTT-3.1.2-24]: an answer that waited and is too large is dropped, and counted as any other.
+#[test]
+fn a_late_answer_that_is_too_large_is_counted() {
+    for mut world in [recording(1), World::new(1)] {
+        let mut connect = stay(Version::V5, "c");
+        connect.properties.maximum_packet_size = Some(100);
+        let (client, _) = world.join(&connect);
+        let options = SubscriptionOptions::new(QoS::AtLeastOnce);
+        let lines = [SubscribeFilter { filter: "a", options }; 100];
+        let subscribe = Subscribe {
+            packet_id: id(1),
+            subscription_id: None,
+            user_properties: UserProperties::default(),
+            filters: SubscribeFilters::new(&lines),
+        };
+        world.send_all(client, &[Packet::Subscribe(subscribe), Packet::PingReq]);
+        assert_eq!(world.take(client), [Got::PingResp]);
+        assert_eq!(world.brokers[0].stats().dropped_too_large, 1);
+    }
 }
 
 /// SHARDS.md J4, J5: a parked answer dies with its connection; the PUBLISH sent again on the next
