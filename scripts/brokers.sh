@@ -71,7 +71,7 @@ start_broker() {
     rm -rf "$work/ready" "$work/broker" "$work/settings"
     mkdir "$work/broker"
     if [[ "$name" == noctule-* ]]; then
-        command=("$noctule" serve --listen 127.0.0.1:0 --io "${name#noctule-}" --shards 1
+        command=("$noctule" serve --listen 127.0.0.1:0 --io "${name#noctule-}" --shards "${shards:-1}"
             --data "$work/broker" --ready-file "$work/ready")
     else
         read_peer "$name"

@@ -13,6 +13,7 @@
 #                fails as well when tests/mqtt/CONFORMANCE.md is not what this run gives
 #   blackbox     everything else with a real process, on the same four
 #   clients      real client libraries in C, Python, JavaScript and Rust, on the same four
+#   cost         system calls, allocations and bytes copied per message, against perf/cost-bounds.json
 #   fuzz         made-up bytes, some seconds for each target of tests/fuzz
 #
 #   deny         licences, advisories and sources by cargo-deny; only when asked for: it needs the
@@ -26,7 +27,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-STAGES=(format lint unit loom sim conformance blackbox clients fuzz)
+STAGES=(format lint unit loom sim conformance blackbox clients cost fuzz)
 # Nothing is skipped: a test that cannot run here fails.
 export CI=${CI:-true}
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -91,6 +92,10 @@ stage_sim() {
     cargo test --locked --profile sim --test sim
     scripts/mutants.sh --check
     scripts/sim.sh --seeds "${NOCTULE_SIM_SEEDS:-200}"
+}
+
+stage_cost() {
+    scripts/cost.sh --check
 }
 
 stage_fuzz() {

@@ -4,6 +4,8 @@
 //! why. To learn the program, read [`shard::Shard::tick`] first: it is the event loop, and every
 //! other part hangs from it.
 
+#[cfg(feature = "count-alloc")]
+pub mod alloc;
 pub mod bench;
 pub mod broker;
 pub mod buf;

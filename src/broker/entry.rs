@@ -263,6 +263,11 @@ impl<'a> Iterator for Groups<'a> {
 
 /// Writing. A batch only grows.
 impl Batch {
+    /// Bytes that were copied into it; shared payloads are not.
+    pub fn copied(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// `groups` of [`Batch::push_group`] must follow.
     pub(crate) fn push_publish(&mut self, message: &Message<'_>, duty: Duty, groups: usize) {
         self.bytes.push(PUBLISH);

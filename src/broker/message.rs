@@ -156,6 +156,8 @@ pub(crate) struct Messages {
     slots: Vec<Stored>,
     free: Vec<u32>,
     bytes: usize,
+    /// Bytes ever copied into slots.
+    copied: u64,
     /// What all [`Charge`]s take.
     charged: Rc<Cell<usize>>,
 }
@@ -191,6 +193,7 @@ impl Messages {
         } else {
             slot.bytes.extend_from_slice(new.payload.bytes);
         }
+        self.copied += slot.bytes.len() as u64;
         self.bytes += slot.size();
         MessageKey(index)
     }
@@ -234,6 +237,11 @@ impl Messages {
     #[inline]
     pub(crate) fn get(&self, key: MessageKey) -> &Stored {
         &self.slots[key.0 as usize]
+    }
+
+    /// Bytes that were copied to be stored, since the start; shared payloads are not.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied
     }
 
     /// Bytes held.

@@ -603,6 +603,11 @@ impl Broker {
         self.sessions.len()
     }
 
+    /// Bytes that were copied to store messages, since the start; shared payloads are not.
+    pub fn stored_bytes_copied(&self) -> u64 {
+        self.messages.copied()
+    }
+
     /// Bytes that stored messages hold.
     pub fn message_bytes(&self) -> usize {
         self.messages.bytes()

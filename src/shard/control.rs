@@ -62,6 +62,22 @@ pub struct LoopCounters {
     pub parcels_in: u64,
     /// Other shards woken.
     pub wakes: u64,
+    /// Bytes that the shard put aside of what it received: frames that a buffer's end had cut, and
+    /// what paused connections sent.
+    pub copied_from_input: u64,
+    /// Bytes written into outboxes, as far as they were sent while their connection was alive;
+    /// payloads that are shared are not.
+    pub copied_to_outboxes: u64,
+    /// Bytes written into lanes to other shards; payloads that are shared are not.
+    pub copied_to_lanes: u64,
+    /// Bytes of messages that were stored; payloads that are shared are not.
+    pub copied_to_store: u64,
+    /// Allocations of the shard's thread.
+    #[cfg(feature = "count-alloc")]
+    pub allocations: u64,
+    /// Bytes asked for in those.
+    #[cfg(feature = "count-alloc")]
+    pub allocated_bytes: u64,
     /// Gauge: bytes that wait in spills because another shard has no room.
     pub spill_bytes: u64,
 }

@@ -67,6 +67,8 @@ impl<B: Backend> Shard<B> {
         }
         let plaintext = std::mem::take(outbox);
         conn.sending = plaintext.len();
+        // What is not copied into an outbox is shared. Counted here, once a send.
+        self.counters.copied_to_outboxes += plaintext.contiguous().len() as u64;
         let wire = conn.transport.seal(plaintext);
         self.counters.sends += 1;
         self.backend.send(id, wire);

@@ -62,6 +62,8 @@ pub(super) struct Lanes<S> {
     me: ShardId,
     to: Vec<Lane<S>>,
     full: ShardSet,
+    /// Bytes ever written to lanes.
+    copied: u64,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,8 @@ impl<S> Default for Lane<S> {
 
 impl<S> Lanes<S> {
     pub(super) fn new(me: ShardId, shards: usize) -> Self {
-        Self { me, to: (0..shards).map(|_| Lane::default()).collect(), full: ShardSet::EMPTY }
+        let to = (0..shards).map(|_| Lane::default()).collect();
+        Self { me, to, full: ShardSet::EMPTY, copied: 0 }
     }
 
     /// The other shards.
@@ -137,6 +140,11 @@ impl<S> Lanes<S> {
         self.to.iter().map(|lane| lane.spill_bytes).sum()
     }
 
+    /// Bytes that were copied into lanes, since the start; shared payloads are not.
+    pub(super) fn copied(&self) -> u64 {
+        self.copied
+    }
+
     /// Whether nothing waits on our side.
     pub(super) fn are_empty(&self) -> bool {
         self.to.iter().all(|lane| lane.spill.is_empty() && lane.open.is_empty())
@@ -153,6 +161,7 @@ impl<S> Lanes<S> {
         for shard in self.peers() {
             let lane = &mut self.to[shard.index()];
             std::mem::swap(&mut lane.open.batch, &mut batches[shard.index()]);
+            self.copied += lane.open.batch.copied() as u64;
             lane.flush(mesh, shard);
             if lane.spill_bytes > SPILL_BYTES_MARK {
                 full.insert(shard);

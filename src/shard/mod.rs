@@ -254,12 +254,14 @@ impl<B: Backend> Shard<B> {
             self.counters.bytes_received += bytes.len() as u64;
             match conn.stage {
                 Stage::Live => {
-                    receive(&mut self.broker, conn, self.now, id, bytes);
+                    let copied = receive(&mut self.broker, conn, self.now, id, bytes);
+                    self.counters.copied_from_input += copied as u64;
                     let pause = conn.input.len() > INPUT_BYTES_MARK && conn.paused;
                     self.after_received(id, pause);
                 }
                 Stage::Opening => {
                     conn.receiving = Receiving::Idle;
+                    self.counters.copied_from_input += bytes.len() as u64;
                     conn.input.append(bytes, 0);
                     self.on_opening(id);
                 }
@@ -343,6 +345,14 @@ impl<B: Backend> Shard<B> {
         let mut counters = self.counters;
         counters.connections = self.conns.len() as u64;
         counters.spill_bytes = self.lanes.spill_bytes() as u64;
+        counters.copied_to_lanes = self.lanes.copied();
+        counters.copied_to_store = self.broker.stored_bytes_copied();
+        #[cfg(feature = "count-alloc")]
+        {
+            let own = crate::alloc::allocations();
+            counters.allocations = own.count;
+            counters.allocated_bytes = own.bytes;
+        }
         ShardStats {
             shard: self.id,
             broker: self.broker.stats().clone(),

@@ -13,9 +13,17 @@ use crate::ids::ConnId;
 use crate::limits::SHARE_PAYLOAD_FROM;
 use bytes::Bytes;
 
-/// What was read of `conn` and may be handled now is handled; the rest waits in its input.
-pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnId, data: &[u8]) {
+/// What was read of `conn` and may be handled now is handled; the rest waits in its input. How many
+/// bytes were put there.
+pub(super) fn receive(
+    broker: &mut Broker,
+    conn: &mut Conn,
+    now: Time,
+    id: ConnId,
+    data: &[u8],
+) -> usize {
     let mut data = data;
+    let mut copied = 0;
     while !data.is_empty() && !conn.input.is_empty() && conn.may_parse() {
         // The rest of the frame that the last buffer's end has cut.
         let have = conn.input.len();
@@ -23,6 +31,7 @@ pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnI
         let expect = expected_len(broker, conn, id, frame_len, have).unwrap_or(have + 1);
         let (piece, rest) = data.split_at(expect.saturating_sub(have).min(data.len()));
         conn.input.append(piece, expect);
+        copied += piece.len();
         data = rest;
         if conn.input.len() >= expect {
             handle_input(broker, conn, now, id);
@@ -36,7 +45,9 @@ pub(super) fn receive(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnI
         let frame_len = mqtt::frame_len(data);
         let expect = expected_len(broker, conn, id, frame_len, data.len()).unwrap_or(0);
         conn.input.append(data, expect);
+        copied += data.len();
     }
+    copied
 }
 
 /// Handles what waits in the input of `conn`, as far as it may.
