@@ -151,10 +151,13 @@ fn strategies_by_group() {
             // With nothing in flight the least loaded are taken in turns.
             for got in &got[2..] {
                 let counts: Vec<usize> = got.iter().map(Vec::len).collect();
-                // Each shard of publishers has turns of its own.
-                let off = if combination.shards == 1 { 0 } else { 4 };
-                let even = counts.iter().all(|count| count.abs_diff(all / 3) <= off);
-                assert!(even, "{combination}: {counts:?}");
+                // Each shard has turns of its own, and knows of the others' members only how many
+                // there are: even in the long run, and nobody goes without.
+                let is_even = |count: &usize| match combination.shards {
+                    1 => *count == all / 3,
+                    _ => *count >= all / 12,
+                };
+                assert!(counts.iter().all(is_even), "{combination}: {counts:?}");
             }
         },
     );
