@@ -11,7 +11,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -26,7 +25,7 @@ use super::deliver::Publication;
 use super::message::{MessageId, MessageKey};
 use super::route;
 use super::session::SessionKey;
-use super::{Broker, Wait};
+use super::{Broker, Place, Wait};
 
 /// One durable change of this shard's state.
 #[derive(Clone, Debug)]
@@ -60,17 +59,19 @@ pub enum Record {
         retain: bool,
         /// When it expires.
         deadline: Option<Time>,
-        /// It is this client's Will, which is fired with it.
+        /// It is this client's Will, which is fired with it. Of what nobody durable wants and is
+        /// not retained, [`Record::WillDeleted`] says as much.
         is_will: bool,
     },
-    /// SESSION: it exists, with this expiry; `ends_at` is set while it has no connection.
+    /// SESSION: it exists, with this expiry.
     Session {
         /// Whose.
         client_id: Rc<str>,
-        /// Session Expiry Interval in seconds.
+        /// Session Expiry Interval in seconds; `u32::MAX` is "for ever". At 0 it does not outlive
+        /// its connection, and so no restart: for the fold it is over.
         expiry_secs: u32,
-        /// When it ends, unless a connection comes.
-        ends_at: Option<Time>,
+        /// Since when it has no connection; None while it has one.
+        offline_since: Option<Time>,
     },
     /// SESSION: it is over, with all that it held.
     SessionEnded {
@@ -87,6 +88,9 @@ pub enum Record {
         options: u8,
         /// Subscription Identifier.
         subscription_id: Option<u32>,
+        /// Per origin, the last QoS 1 message that has come here before: it owes none up to that
+        /// (SHARDS.md J7).
+        seen: Box<[MessageId]>,
     },
     /// UNSUB: a subscription has ended.
     Unsubscribe {
@@ -94,6 +98,9 @@ pub enum Record {
         client_id: Rc<str>,
         /// As in [`Record::Subscribe`].
         filter: Box<str>,
+        /// Per origin, the last QoS 1 message that has come here before: what is above, the
+        /// subscription has not had.
+        seen: Box<[MessageId]>,
     },
     /// WILL: set.
     WillSet {
@@ -127,6 +134,12 @@ pub enum Record {
         packet_id: PacketId,
         /// Which message; None for one that no journal holds.
         message: Option<MessageId>,
+        /// Retain flag that it is sent with.
+        retain: bool,
+        /// Subscription Identifiers that it carries.
+        subscription_ids: Box<[u32]>,
+        /// `share name/filter` of the group that it was picked for: it is settled for that.
+        group: Option<Box<str>>,
     },
     /// RECEIVED: PUBREC came for it.
     Received {
@@ -134,13 +147,16 @@ pub enum Record {
         client_id: Rc<str>,
         /// For which packet id.
         packet_id: PacketId,
+        /// As in its [`Record::Assign`].
+        message: Option<MessageId>,
     },
-    /// ACKED: a QoS 1 message is done with for this client.
+    /// ACKED: this client is done with a message that is not assigned: it was acknowledged, or
+    /// dropped. May stand before its PUB.
     Acked {
         /// By whom.
         client_id: Rc<str>,
-        /// Which message; None for one that no journal holds.
-        message: Option<MessageId>,
+        /// Which message.
+        message: MessageId,
     },
     /// DONE: PUBCOMP came, or an end without it.
     Done {
@@ -148,6 +164,8 @@ pub enum Record {
         client_id: Rc<str>,
         /// For which packet id.
         packet_id: PacketId,
+        /// As in its [`Record::Assign`].
+        message: Option<MessageId>,
     },
     /// RELEASED: PUBREL came; the publisher's packet id is free.
     Released {
@@ -156,7 +174,7 @@ pub enum Record {
         /// For which packet id.
         packet_id: PacketId,
     },
-    /// GROUPACK: a shared subscription's group is done with a message.
+    /// GROUPACK: a shared subscription's group is done with a message. May stand before its PUB.
     GroupAck {
         /// `share name/filter`.
         group: Box<str>,
@@ -201,14 +219,18 @@ pub(crate) struct Changes {
     shard: ShardId,
     last: u64,
     committed: u64,
-    messages: u64,
+    /// The greatest sequence number of a message that was named or seen here.
+    sequence: u64,
+    /// Per origin, that of its last QoS 1 message that came here; of this one, of its own.
+    seen: Vec<u64>,
     /// Ascending by number.
     parked: VecDeque<(u64, ConnId, Parked)>,
 }
 
 impl Changes {
-    pub(crate) fn new(shard: ShardId, enabled: bool) -> Self {
-        Self { enabled, shard, last: 0, committed: 0, messages: 0, parked: VecDeque::new() }
+    pub(crate) fn new(Place { shard, shards, .. }: Place, enabled: bool) -> Self {
+        let seen = vec![0; shards];
+        Self { enabled, shard, last: 0, committed: 0, sequence: 0, seen, parked: VecDeque::new() }
     }
 
     /// Whether durable state is recorded at all.
@@ -226,10 +248,18 @@ impl Changes {
     }
 
     /// Names a message of this shard's publishers.
-    pub(crate) fn next_message_id(&mut self) -> MessageId {
-        self.messages += 1;
-        let id = (self.shard.index() as u64) << 56 | self.messages;
-        MessageId(NonZeroU64::new(id).expect("invariant: counted from 1"))
+    pub(crate) fn next_message_id(&mut self, qos: QoS) -> MessageId {
+        self.sequence += 1;
+        if qos == QoS::AtLeastOnce {
+            self.seen[self.shard.index()] = self.sequence;
+        }
+        MessageId::new(self.shard, self.sequence)
+    }
+
+    /// Per origin, the last QoS 1 message that has come here (SHARDS.md J7).
+    pub(crate) fn seen(&self) -> Box<[MessageId]> {
+        let seen = self.seen.iter().enumerate().filter(|(_, sequence)| **sequence > 0);
+        seen.map(|(origin, sequence)| MessageId::new(ShardId::new(origin), *sequence)).collect()
     }
 
     pub(crate) fn committed(&mut self, change: u64) {

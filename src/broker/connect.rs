@@ -330,7 +330,7 @@ impl Broker {
             let client_id = session.client_id.clone();
             let changes = &mut self.out.changes;
             let record =
-                Record::Session { client_id: client_id.clone(), expiry_secs, ends_at: None };
+                Record::Session { client_id: client_id.clone(), expiry_secs, offline_since: None };
             self.changes.record(changes, record);
             match &session.will {
                 Some(will) => {
@@ -690,7 +690,7 @@ impl Broker {
             session.ends_at = ends_at;
             if self.changes.is_enabled() {
                 let client_id = session.client_id.clone();
-                let record = Record::Session { client_id, expiry_secs, ends_at };
+                let record = Record::Session { client_id, expiry_secs, offline_since: Some(now) };
                 self.changes.record(&mut self.out.changes, record);
             }
         }

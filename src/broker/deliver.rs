@@ -214,7 +214,7 @@ fn to_window_or_queue(
     let size = publication.to_message(None).size();
     if !publication.is_stored() && messages.bytes() + size > memory::bytes_max(config, *place) {
         stats.dropped_memory += 1;
-        return;
+        return broker.record_end(key, publication.id, terms.group);
     }
     let is_recorded = qos == QoS::ExactlyOnce && changes.is_enabled() && session.is_durable();
     let outgoing = session.outgoing.get_or_insert_with(Box::default);
@@ -232,7 +232,7 @@ fn to_window_or_queue(
     {
         let Some(form) = variants.choose(now, publication, conn, qos, terms) else {
             stats.dropped_too_large += 1;
-            return;
+            return broker.record_end(key, publication.id, terms.group);
         };
         let queued = queued(publication.store(messages));
         if is_recorded {
@@ -246,7 +246,7 @@ fn to_window_or_queue(
     let bounds = (config.queue_len_max, config.queue_bytes_max);
     if !outgoing.queue.make_room(now, size, bounds, messages, &mut stats.dropped_expired) {
         stats.dropped_queue_full += 1;
-        return;
+        return broker.record_end(key, publication.id, terms.group);
     }
     outgoing.queue.push(queued(publication.store(messages)), messages);
     stats.messages_queued += 1;
@@ -326,9 +326,15 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let outgoing = session.outgoing.get_or_insert_with(Box::default);
         let message = self.messages.get(queued.message).id;
+        let (retain, subscription_ids) = (queued.retain, queued.subscription_ids.as_slice().into());
+        let group = queued.group.and_then(|chosen| self.shared_subs.key_of(chosen.group));
         let packet_id = outgoing.exchanges.begin(queued, Stage::Assigning);
+        let last = outgoing.exchanges.len() - 1;
+        outgoing.exchanges.get_mut(last).assigned = message;
         let client_id = session.client_id.clone();
-        let record = Record::Assign { client_id, packet_id, message };
+        let group = group.map(Into::into);
+        let record =
+            Record::Assign { client_id, packet_id, message, retain, subscription_ids, group };
         let change = self.changes.record(&mut self.out.changes, record);
         self.changes.park(change, conn, Parked::Publish { session: key, packet_id });
     }
@@ -384,6 +390,10 @@ impl Broker {
             match self.pump_one(now, key) {
                 Pumped::Sent => {}
                 Pumped::Recorded(conn, queued) => self.begin_recorded(key, conn, queued),
+                Pumped::Dropped(id, group) => self.record_end(key, id, group),
+                Pumped::Unsent(index) => {
+                    self.settle_exchange(key, index);
+                }
                 Pumped::Done => return replay::on_room(self, key),
             }
         }
@@ -414,10 +424,7 @@ impl Broker {
             if !fits(conn, &delivery) {
                 // As if it had been sent and acknowledged [MQTT-3.1.2-25].
                 stats.dropped_too_large += 1;
-                if let Some(queued) = outgoing.exchanges.finish(index) {
-                    messages.release(queued.message);
-                }
-                return Pumped::Sent;
+                return Pumped::Unsent(index);
             }
             let len = append_stored((id, conn), dirty, stored, (&delivery, Naming::Name));
             let qos = queued.qos;
@@ -460,8 +467,9 @@ impl Broker {
                 true => stats.dropped_expired += 1,
                 false => stats.dropped_too_large += 1,
             }
+            let id = stored_id(messages, queued.message);
             messages.release(queued.message);
-            return Pumped::Sent;
+            return Pumped::Dropped(id, queued.group);
         };
         if is_recorded {
             return Pumped::Recorded(id, queued);
@@ -552,17 +560,23 @@ impl Broker {
         let is_recorded = self.changes.is_enabled() && session.is_durable();
         let Some(outgoing) = &mut session.outgoing else { return };
         let packet_id = outgoing.exchanges.get(index).id();
-        if let Some(queued) = outgoing.exchanges.receive(index) {
-            self.messages.release(queued.message);
-        }
+        let message = outgoing.exchanges.get(index).assigned;
+        let received = outgoing.exchanges.receive(index);
         if is_recorded {
             let client_id = session.client_id.clone();
-            let record = Record::Received { client_id, packet_id };
+            let record = Record::Received { client_id, packet_id, message };
             let change = self.changes.record(&mut self.out.changes, record);
             self.changes.park(change, conn, Parked::PubRel { session: key, packet_id });
         } else {
             outgoing.exchanges.release(index);
             self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+        }
+        if let Some(Queued { message, group, .. }) = received {
+            // The ASSIGN of a durable session has said as much.
+            if !is_recorded && group.is_some() {
+                self.record_end(key, stored_id(&self.messages, message), group);
+            }
+            self.messages.release(message);
         }
     }
 
@@ -582,31 +596,77 @@ impl Broker {
     }
 
     fn finish_exchange(&mut self, now: Time, key: SessionKey, index: usize) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let is_recorded = self.changes.is_enabled() && session.is_durable();
-        let Some(outgoing) = &mut session.outgoing else { return };
-        let packet_id = outgoing.exchanges.get(index).id();
-        let finished = outgoing.exchanges.finish(index);
-        let is_idle = outgoing.exchanges.is_resent() && outgoing.queue.is_empty();
-        if is_recorded {
-            let client_id = session.client_id.clone();
-            let record = match &finished {
-                Some(queued) if queued.qos == QoS::AtLeastOnce => {
-                    let message = self.messages.get(queued.message).id;
-                    Record::Acked { client_id, message }
-                }
-                _ => Record::Done { client_id, packet_id },
-            };
-            self.changes.record(&mut self.out.changes, record);
-        }
-        if let Some(queued) = finished {
-            self.messages.release(queued.message);
-        }
-        match is_idle {
+        match self.settle_exchange(key, index) {
             true => replay::on_room(self, key),
             false => self.pump(now, key),
         }
     }
+
+    /// An exchange is over; whether nothing else waits for the session's window.
+    fn settle_exchange(&mut self, key: SessionKey, index: usize) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return true };
+        let is_recorded = self.changes.is_enabled() && session.is_durable();
+        let Some(outgoing) = &mut session.outgoing else { return true };
+        let (packet_id, message) = {
+            let exchange = outgoing.exchanges.get(index);
+            (exchange.id(), exchange.assigned)
+        };
+        let finished = outgoing.exchanges.finish(index);
+        let is_idle = outgoing.exchanges.is_resent() && outgoing.queue.is_empty();
+        let is_assigned = finished.as_ref().is_none_or(|queued| queued.qos > QoS::AtLeastOnce);
+        if is_recorded && is_assigned {
+            let client_id = session.client_id.clone();
+            let record = Record::Done { client_id, packet_id, message };
+            self.changes.record(&mut self.out.changes, record);
+        }
+        if let Some(Queued { message, group, .. }) = finished {
+            if !(is_recorded && is_assigned) {
+                self.record_end(key, stored_id(&self.messages, message), group);
+            }
+            self.messages.release(message);
+        }
+        is_idle
+    }
+
+    /// This session is done with a message that it has under no recorded packet id: it was
+    /// acknowledged, or dropped. Nobody waits for that record (SHARDS.md J6).
+    #[inline]
+    pub(crate) fn record_end(
+        &mut self,
+        key: SessionKey,
+        id: Option<MessageId>,
+        group: Option<Chosen>,
+    ) {
+        // Without a record of it there is no end to be recorded.
+        if let Some(message) = id
+            && self.changes.is_enabled()
+        {
+            self.record_end_of(key, message, group);
+        }
+    }
+
+    fn record_end_of(&mut self, key: SessionKey, message: MessageId, group: Option<Chosen>) {
+        let Self { sessions, shared_subs, changes, out, .. } = self;
+        let record = match group {
+            Some(chosen) => match shared_subs.key_of(chosen.group) {
+                Some(key) if shared_subs.get(chosen.group).is_durable() => {
+                    Record::GroupAck { group: key.into(), message }
+                }
+                _ => return,
+            },
+            None => match sessions.get(key) {
+                Some(session) if session.is_durable() => {
+                    Record::Acked { client_id: session.client_id.clone(), message }
+                }
+                _ => return,
+            },
+        };
+        changes.record(&mut out.changes, record);
+    }
+}
+
+fn stored_id(messages: &Messages, message: MessageKey) -> Option<MessageId> {
+    messages.get(message).id
 }
 
 /// What one step of [`Broker::pump`] did.
@@ -615,6 +675,10 @@ enum Pumped {
     Sent,
     /// This one is to be recorded first.
     Recorded(ConnId, Queued),
+    /// This one was dropped.
+    Dropped(Option<MessageId>, Option<Chosen>),
+    /// This exchange is too large for the connection.
+    Unsent(usize),
     /// Nothing: there is no more, or no room.
     Done,
 }

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use crate::codec::mqtt::PacketId;
 
+use super::message::MessageId;
 use super::queue::Queued;
 
 /// Packet ids repeat after this many.
@@ -38,6 +39,8 @@ pub(crate) struct Exchange {
     pub(crate) stage: Stage,
     /// Whether PUBLISH was sent before, on whichever connection.
     pub(crate) was_sent: bool,
+    /// The message that a record says to have this packet id.
+    pub(crate) assigned: Option<MessageId>,
     /// The message; gone once PUBREC came.
     pub(crate) queued: Option<Queued>,
 }
@@ -103,7 +106,8 @@ impl Outbound {
         }
         self.next = number + 1;
         let was_sent = stage == Stage::Published;
-        self.exchanges.push_back(Exchange { number, stage, was_sent, queued: Some(queued) });
+        let queued = Some(queued);
+        self.exchanges.push_back(Exchange { number, stage, was_sent, assigned: None, queued });
         self.resent = self.exchanges.len();
         id_of(number)
     }

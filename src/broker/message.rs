@@ -15,7 +15,8 @@ use bytes::Bytes;
 
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
-use crate::limits::{MEMORY_HELD_PART, SHARE_PAYLOAD_FROM};
+use crate::ids::ShardId;
+use crate::limits::{MEMORY_HELD_PART, SHARDS_MAX, SHARE_PAYLOAD_FROM};
 
 use super::alias::TopicId;
 
@@ -23,9 +24,56 @@ use super::alias::TopicId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MessageKey(u32);
 
-/// Names a message in the journal: the shard of its publisher, and that shard's counter.
+/// Names a message in the journal: the shard that received it from its publisher, and a number that
+/// this shard gives once, restarts included.
+///
+/// Numbers of one shard ascend, and each is above those of all messages that the shard had seen
+/// before, whoever named them: so [`MessageId::order`] never puts an answer before its question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MessageId(pub NonZeroU64);
+pub struct MessageId(NonZeroU64);
+
+/// Bits of a [`MessageId`] that are its sequence number.
+const SEQUENCE_BITS: u32 = 56;
+
+impl MessageId {
+    /// The message of this number, which is above 0 and below 2^56.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn new(origin: ShardId, sequence: u64) -> Self {
+        assert!(sequence >> SEQUENCE_BITS == 0, "invariant: a sequence number has 56 bits");
+        let bits = (origin.index() as u64) << SEQUENCE_BITS | sequence;
+        assert!(sequence > 0, "invariant: sequence numbers count from 1");
+        Self(NonZeroU64::new(bits).expect("invariant: the sequence number is not 0"))
+    }
+
+    /// From [`MessageId::to_bits`]; None if no message has these bits.
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        let (origin, sequence) = (bits >> SEQUENCE_BITS, bits & ((1 << SEQUENCE_BITS) - 1));
+        let is_one = sequence > 0 && (origin as usize) < SHARDS_MAX;
+        NonZeroU64::new(bits).filter(|_| is_one).map(Self)
+    }
+
+    /// To be written.
+    pub const fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The shard that named it, in the start of its time: there may be fewer by now.
+    pub const fn origin(self) -> ShardId {
+        ShardId::new((self.0.get() >> SEQUENCE_BITS) as usize)
+    }
+
+    /// Its number.
+    pub const fn sequence(self) -> u64 {
+        self.0.get() & ((1 << SEQUENCE_BITS) - 1)
+    }
+
+    /// By number, then by origin.
+    pub const fn order(self) -> u64 {
+        self.0.get().rotate_left(u64::BITS - SEQUENCE_BITS)
+    }
+}
 
 /// A payload as it came: borrowed, and shared if it was received into a buffer of its own.
 #[derive(Clone, Copy, Debug)]
@@ -284,6 +332,18 @@ mod tests {
             topic_id: TopicId::NONE,
             publisher: None,
         }
+    }
+
+    #[test]
+    fn an_id_is_its_number_and_its_origin() {
+        let id = |origin, sequence| MessageId::new(ShardId::new(origin), sequence);
+        let last = id(63, (1 << 56) - 1);
+        assert_eq!((last.origin().index(), last.sequence()), (63, (1 << 56) - 1));
+        assert_eq!(MessageId::from_bits(last.to_bits()), Some(last));
+        for none in [0, 5 << 56, 64 << 56 | 1] {
+            assert_eq!(MessageId::from_bits(none), None);
+        }
+        assert!(id(7, 1).order() < id(0, 2).order() && id(0, 2).order() < id(1, 2).order());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `authentication` (AUTH), `publish`
 //! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
 //! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
-//! `moving`, `timers`, `change`; the way from a publisher to its receivers is `route` with `topic_tree`,
+//! `moving`, `timers`, `change`, `durable`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
@@ -24,6 +24,7 @@ pub mod change;
 pub(crate) mod conn;
 mod connect;
 pub(crate) mod deliver;
+pub mod durable;
 pub(crate) mod entry;
 pub(crate) mod inflight;
 pub(crate) mod interest;
@@ -69,7 +70,7 @@ use crate::limits;
 pub use crate::codec::mqtt::QoS;
 pub use auth::{Auth, Decision};
 pub use authentication::{Claim, Exchange, Method, Outcome};
-pub use change::Change;
+pub use change::{Change, Record};
 pub use policy::{Refer, Referral};
 pub use stats::Stats;
 
@@ -369,7 +370,7 @@ impl Broker {
             wills: will::Wills::default(),
             moves: moving::Moves::default(),
             timers: timers::Timers::default(),
-            changes: change::Changes::new(place.shard, config.record_changes),
+            changes: change::Changes::new(place, config.record_changes),
             assigner: connect::Assigner::new(seed),
             stats: Stats::default(),
             topic_tree: topic_tree::TopicTree::new(seed),

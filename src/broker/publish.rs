@@ -234,7 +234,8 @@ impl Broker {
             id: None,
             memo: Memo::default(),
         };
-        let change = self.record_publish(&mut publication, publish.packet_id, &publisher_id);
+        let origin = (&publisher_id, publish.packet_id, false);
+        let change = self.record_publish(&mut publication, origin);
         match publish.packet_id {
             None => {
                 self.route(now, &publication);
@@ -265,12 +266,12 @@ impl Broker {
     }
 
     /// Records a publication that a durable session wants, or that is retained (SHARDS.md J1); the
-    /// change that its answer waits for, if it waits.
+    /// change that its answer waits for, if it waits. It comes from a client, under this packet id,
+    /// or is its Will.
     pub(super) fn record_publish(
         &mut self,
         publication: &mut Publication<'_>,
-        packet_id: Option<PacketId>,
-        publisher: &Rc<str>,
+        (publisher, packet_id, is_will): (&Rc<str>, Option<PacketId>, bool),
     ) -> Option<u64> {
         if !self.changes.is_enabled() {
             return None;
@@ -280,7 +281,7 @@ impl Broker {
         if !publication.retain && !is_wanted {
             return None;
         }
-        let message = self.changes.next_message_id();
+        let message = self.changes.next_message_id(publication.qos);
         publication.id = Some(message);
         let record = Record::Publish {
             message,
@@ -292,7 +293,7 @@ impl Broker {
             qos: publication.qos,
             retain: publication.retain,
             deadline: publication.deadline,
-            is_will: packet_id.is_none(),
+            is_will,
         };
         let change = self.changes.record(&mut self.out.changes, record);
         at_least_once.then_some(change)

@@ -186,6 +186,11 @@ impl SharedSubs {
         self.groups.get(id.index as usize).is_some_and(|group| group.serial == id.serial)
     }
 
+    /// The key of this group, if it still exists.
+    pub(crate) fn key_of(&self, id: GroupId) -> Option<&str> {
+        self.contains(id).then(|| &*self.get(id).key)
+    }
+
     pub(crate) fn get(&self, id: GroupId) -> &Group {
         let group = &self.groups[id.index as usize];
         assert_eq!(group.serial, id.serial, "invariant: this group exists");

@@ -518,6 +518,7 @@ fn record(broker: &mut Broker, session: SessionKey, filter: &str, subscription: 
         filter: filter.into(),
         options: subscription.options.to_byte(),
         subscription_id: Some(subscription.id).filter(|id| *id != 0),
+        seen: broker.changes.seen(),
     };
     broker.changes.record(&mut broker.out.changes, record);
 }
@@ -526,8 +527,8 @@ fn record(broker: &mut Broker, session: SessionKey, filter: &str, subscription: 
 fn record_end(broker: &mut Broker, session: SessionKey, filter: &str) {
     let Some(owner) = broker.sessions.get(session) else { return };
     if broker.changes.is_enabled() && owner.is_durable() {
-        let client_id = owner.client_id.clone();
-        let record = Record::Unsubscribe { client_id, filter: filter.into() };
+        let (client_id, seen) = (owner.client_id.clone(), broker.changes.seen());
+        let record = Record::Unsubscribe { client_id, filter: filter.into(), seen };
         broker.changes.record(&mut broker.out.changes, record);
     }
 }

@@ -166,7 +166,7 @@ impl Broker {
             id: None,
             memo: Memo::default(),
         };
-        self.record_publish(&mut publication, None, client_id);
+        self.record_publish(&mut publication, (client_id, None, true));
         self.route(now, &publication);
         self.stats.wills_published += 1;
     }
