@@ -20,8 +20,9 @@
 #                tool, and an advisory of today is not a fault of this commit. Licences and sources
 #                are held by the unit stage as well.
 #
-# NOCTULE_TEST_IO and NOCTULE_TEST_SHARDS restrict the black-box stages to a combination. The last
-# line is "N passed, N failed", and the exit code says the same.
+# NOCTULE_TEST_IO and NOCTULE_TEST_SHARDS restrict the black-box stages to a combination. At the end
+# stand the table of stages, what failed with the lines around it, and as the last line "N passed, N
+# failed"; the exit code says the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -143,12 +144,13 @@ passed=0
 failed=0
 failures=()
 times=()
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 
 # Runs one stage with a heading and its time. Its tests are counted; one that fails in another way
 # counts as one failure.
 run_stage() {
-    local stage=$1 status=0 start=$SECONDS log counts
-    log=$(mktemp)
+    local stage=$1 status=0 start=$SECONDS log=$logs/$1 counts
     heading "$stage"
     # In a subshell of its own, for `set -e` to hold in it: as a condition it would not.
     set +e
@@ -161,7 +163,6 @@ run_stage() {
     counts=$(awk '/^test result:/ { for (i = 2; i <= NF; i++) {
         if ($i == "passed;") passed += $(i - 1); if ($i == "failed;") failed += $(i - 1) } }
         END { print passed + 0, failed + 0 }' "$log")
-    rm -f "$log"
     passed=$((passed + ${counts% *}))
     failed=$((failed + ${counts#* }))
     if [[ $status -ne 0 ]]; then
@@ -174,6 +175,38 @@ run_stage() {
     fi
     times+=("$(printf '%-11s %4d s  %s' "$stage" $((SECONDS - start)) \
         "$([[ $status -eq 0 ]] && echo ok || echo FAILED)")")
+}
+
+# What went wrong in the log of a stage: the names of failed tests, and the lines around each
+# failure; the end of the log where nothing in it looks like one.
+failed_lines() {
+    grep -E '^test .*(FAILED|has overflowed)$' "$1" || true
+    awk -v context=30 '
+        function mark(from, to) { for (; from <= to; from++) marked[from] = 1 }
+        { line[NR] = $0 }
+        # What a failed test has printed: its panic, and its last lines.
+        /^---- .* ----$/ { show(); output = NR }
+        /^failures:$/ || /^test result:/ { show() }
+        / panicked at / { mark(NR - 1, NR + 5) }
+        /^replay: / { mark(NR - 3, NR + 1) }
+        /^error(\[|:)/ || /^==[0-9]+== ?ERROR/ { mark(NR - 1, NR + 12) }
+        function show() {
+            if (output) {
+                mark(output, output)
+                mark(NR - output > context ? NR - context : output, NR - 1)
+            }
+            output = 0
+        }
+        END {
+            for (n in marked) if (n > 0 && n <= NR) any = 1
+            if (!any) mark(NR - context + 1, NR)
+            for (n = 1; n <= NR; n++) {
+                if (!(n in marked)) continue
+                if (last && n > last + 1) print "[...]"
+                print line[n]
+                last = n
+            }
+        }' "$1" | head -400
 }
 
 main() {
@@ -189,7 +222,11 @@ main() {
     done
     heading summary
     printf '%s\n' "${times[@]}"
-    [[ ${#failures[@]} -eq 0 ]] || echo "failed: ${failures[*]}"
+    for stage in "${failures[@]}"; do
+        heading "failed in $stage"
+        failed_lines "$logs/$stage"
+    done
+    [[ ${#failures[@]} -eq 0 ]] || printf '\nfailed: %s\n' "${failures[*]}"
     echo "$passed passed, $failed failed"
     [[ ${#failures[@]} -eq 0 && $failed -eq 0 ]]
 }
