@@ -35,6 +35,9 @@ use crate::shard::{ControlMessage, Setup, Shard, Turn};
 
 /// Turns in a calm world after which it should have come to rest.
 const REST_STEPS: usize = 400_000;
+/// The longest that time goes at once where nothing happens; [`Kind::ClockJump`] goes further. So
+/// a session of 1,000,000 s outlives its world, which clients rely on.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Simulated time after which it should.
 const REST_TIME: Duration = Duration::from_secs(300);
 
@@ -326,7 +329,7 @@ impl World {
         }
         let at = next.unwrap_or(now() + Duration::from_millis(10));
         drop(kernel);
-        set_now(at);
+        set_now(at.min(now() + IDLE_MAX));
     }
 
     /// What goes wrong now. Whether the broker is to be killed, or to be stopped, comes back.
