@@ -174,6 +174,8 @@ pub const ACCEPTS_PER_TICK: usize = 64;
 pub const SPARE_DESCRIPTORS: u64 = 16;
 /// Pieces of one outgoing buffer that are handed to the kernel at once.
 pub const SEND_PIECES: usize = 64;
+/// Operations on files that one backend's helper thread has before it.
+pub const FILE_OPS_MAX: usize = 64;
 /// How long a listener rests after a failure to accept that turning peers away does not mend.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

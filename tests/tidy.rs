@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("transport", &[]),
     ("io", &[]),
     ("mesh", &[]),
-    ("journal", &["broker"]),
+    ("journal", &["broker", "codec", "io::file"]),
     ("broker", &["codec"]),
     ("codec", &[]),
     ("limits", &[]),

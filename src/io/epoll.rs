@@ -24,6 +24,8 @@ use mio::{Events, Interest};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 
+use super::file::FileOp;
+use super::files::Files;
 use super::pool::Pool;
 use super::socket::{self, AcceptTrouble, Reserve};
 use super::table::Table;
@@ -52,6 +54,7 @@ pub struct Epoll {
     conns: Table<Conn>,
     listeners: Vec<Option<Listener>>,
     reserve: Reserve,
+    files: Files,
     /// Receives that were cancelled since the last poll.
     cancelled: Vec<ConnId>,
     /// Connections that were closed since the last poll.
@@ -104,8 +107,10 @@ impl Epoll {
             mio_token(Token::plain(KIND_WAKER, 0)),
             Interest::READABLE,
         )?;
+        let files = Files::new(waker.clone());
         Ok(Self {
             epoll,
+            files,
             events: Events::with_capacity(COMPLETIONS_PER_TICK),
             waker,
             pool: Pool::new(settings.epoll_pool),
@@ -424,6 +429,7 @@ impl Backend for Epoll {
         self.finish_cancels(completions);
         self.finish_closes(completions);
         self.start_sends(completions);
+        self.files.take(&mut self.counters, completions);
         let timeout = self.timeout(wait, completions.len() > before);
         self.counters.enters += 1;
         match self.epoll.poll(&mut self.events, timeout) {
@@ -431,9 +437,14 @@ impl Backend for Epoll {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+        self.files.take(&mut self.counters, completions);
         self.accept_all(completions);
         self.read_all(completions);
         Ok(())
+    }
+
+    fn file(&mut self, op: FileOp) {
+        self.files.submit(op);
     }
 
     fn bytes(&self, buf: &RecvBuf) -> &[u8] {

@@ -39,6 +39,18 @@
 //! [`Backend::detach`] takes its socket out, and another shard's backend may add it: nothing that
 //! the peer has sent is lost between the two.
 //!
+//! *Files.* [`Backend::file`] asks for one operation on a file; [`Completion::File`] says that it is
+//! over, and returns it with its buffer. Up to [`FILE_OPS_MAX`](limits::FILE_OPS_MAX) may be under
+//! way; beyond, one fails with EAGAIN. Nothing is promised about the order of operations that are
+//! under way at the same time: who needs one waits for the completion. Writes are not cut short:
+//! one is whole, or failed, and then nobody knows what of it stands in the file, nor whether what
+//! was written before and not synced is still there. With `sync` a write is on disk when it is over
+//! (`RWF_DSYNC`); [`FileOp::Sync`] makes all earlier writes last, [`FileOp::SyncDir`] names. Files
+//! are opened for direct access (`O_DIRECT`), and without where that is refused. A ring does reads
+//! and writes itself; everything else that may wait is done by one thread of the backend, which
+//! begins with the first operation. Files stay open until they are removed or the backend is
+//! dropped; that waits for what is under way.
+//!
 //! *Waiting.* [`Backend::poll`] is the only verb that waits. Submissions, deferred ends and wake-ups
 //! happen in it. `Wait::Forever` with nothing to do costs no wake-up at all.
 //!
@@ -47,6 +59,8 @@
 #![deny(unsafe_code)]
 
 pub mod epoll;
+pub mod file;
+mod files;
 mod pool;
 pub mod probe;
 pub mod socket;
@@ -72,6 +86,7 @@ use crate::ids::ConnId;
 use crate::limits;
 
 pub use epoll::Epoll;
+pub use file::{FileDone, FileId, FileOp};
 pub use uring::Uring;
 pub use waker::Waker;
 
@@ -147,6 +162,9 @@ pub trait Backend {
         wait: Wait,
         completions: &mut Vec<Completion<Self::Socket>>,
     ) -> io::Result<()>;
+
+    /// Asks for an operation on a file.
+    fn file(&mut self, op: FileOp);
 
     /// The bytes of `buf`; never none.
     fn bytes(&self, buf: &RecvBuf) -> &[u8];
@@ -247,6 +265,8 @@ pub enum Completion<S = OwnedFd> {
         /// Which.
         conn: ConnId,
     },
+    /// An operation on a file is over.
+    File(Box<FileDone>),
 }
 
 /// Why a receive has ended.
@@ -358,6 +378,10 @@ pub struct IoCounters {
     pub messages_failed: u64,
     /// Wake-ups received.
     pub wakes_received: u64,
+    /// Operations on files that are over.
+    pub file_ops: u64,
+    /// Of those, the ones that failed.
+    pub file_errors: u64,
 }
 
 /// Which backend to use: `--io`.

@@ -3,6 +3,11 @@
 //! commit) is the path from the first day.
 #![forbid(unsafe_code)]
 
+pub mod record;
+#[cfg(test)]
+mod testing;
+pub mod wire;
+
 use crate::broker::Change;
 
 /// The journal of one shard's changes.

@@ -241,6 +241,8 @@ impl<B: Backend> Shard<B> {
             Completion::Accepted { listener, socket } => self.on_accepted(listener, socket),
             Completion::RecvEnded { conn, reason } => self.on_receive_ended(conn, &reason),
             Completion::Closed { conn } => self.on_closed(conn),
+            // Nothing here asks for any yet.
+            Completion::File(_) => {}
             Completion::AcceptFailed { error, .. } => {
                 self.counters.accept_errors += 1;
                 tracing::debug!(%error, "accept failed");

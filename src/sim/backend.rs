@@ -16,13 +16,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::disk::Disk;
 use super::faults::Kind;
 use super::network::{Network, Read, Socket, now};
 use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::ids::ConnId;
 use crate::io::{
-    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker,
+    Backend, Completion, FileOp, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker,
 };
 
 /// The network, and what each shard has asked of it.
@@ -32,6 +33,8 @@ pub struct Kernel {
     pub network: Network,
     /// By shard.
     pub rings: Vec<Ring>,
+    /// The disk of all of them. It outlives the broker's process.
+    pub disk: Disk,
 }
 
 /// What one shard has asked for.
@@ -94,12 +97,14 @@ impl Kernel {
         }
         self.rings.clear();
         self.network.close_dropped();
+        self.disk.kill();
     }
 
     /// Whether a poll of this shard would find something.
     pub fn has_work(&self, shard: usize) -> bool {
         let ring = &self.rings[shard];
         ring.is_woken
+            || (self.disk.is_busy(shard) && !self.disk.trouble.is_stuck)
             || (ring.is_listening && self.network.backlog(shard).is_some())
             || ring.conns.values().any(|conn| self.conn_has_work(conn))
     }
@@ -310,6 +315,17 @@ impl SimBackend {
     }
 }
 
+impl SimBackend {
+    /// Any number of them end, in any order.
+    fn finish_file_ops(&self, completions: &mut Vec<Completion<Socket>>) {
+        let kernel = &mut *self.shared.borrow_mut();
+        while kernel.disk.is_busy(self.shard) && kernel.network.random.chance(500) {
+            let Some(done) = kernel.disk.finish_one(self.shard) else { return };
+            completions.push(Completion::File(Box::new(done)));
+        }
+    }
+}
+
 impl Backend for SimBackend {
     type Socket = Socket;
     type Listener = ();
@@ -436,10 +452,15 @@ impl Backend for SimBackend {
             }
         });
         self.accept(completions);
+        self.finish_file_ops(completions);
         for index in indices {
             self.advance(index, completions);
         }
         Ok(())
+    }
+
+    fn file(&mut self, op: FileOp) {
+        self.shared.borrow_mut().disk.submit(self.shard, op);
     }
 
     fn bytes(&self, buf: &RecvBuf) -> &[u8] {

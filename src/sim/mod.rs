@@ -12,6 +12,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod disk;
 pub mod faults;
 pub mod network;
 pub mod oracle;

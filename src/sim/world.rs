@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::backend::{Kernel, Shared, SimBackend};
 use super::client::{Client, Stage};
+use super::disk::Disk;
 use super::faults::{Faults, Kind};
 use super::network::{self, Network, now, set_now};
 use super::oracle::Oracle;
@@ -109,7 +110,11 @@ impl World {
         set_now(Time::ZERO.plus_secs(1000));
         network::forget_dropped();
         let mut world = Self {
-            shared: Rc::new(RefCell::new(Kernel { network, rings: Vec::new() })),
+            shared: Rc::new(RefCell::new(Kernel {
+                network,
+                rings: Vec::new(),
+                disk: Disk::new(options.seed),
+            })),
             runners: Vec::new(),
             clients,
             oracle: Oracle::new(count + 1, config.record_changes),

@@ -18,6 +18,7 @@ pub(super) mod ring;
 
 mod accept;
 mod buf_ring;
+mod files;
 mod ops;
 
 use std::collections::VecDeque;
@@ -33,8 +34,11 @@ use slab::Slab;
 
 use self::accept::Listener;
 use self::buf_ring::BufRing;
+use self::files::FileWork;
 use self::ops::{Gather, Op, SendOp};
 use self::ring::Ring;
+use super::file::FileOp;
+use super::files::Files;
 use super::socket::{self, Reserve};
 use super::table::Table;
 use super::token::Token;
@@ -62,6 +66,8 @@ const KIND_CANCEL_SEND: u8 = 8;
 const KIND_CANCEL_ACCEPT: u8 = 9;
 /// Somebody wants to be accepted.
 const KIND_PEER_WAITS: u8 = 10;
+/// A write to a file, or a read.
+const KIND_FILE: u8 = 11;
 
 /// Lists of pieces kept for later sends.
 const SPARE_GATHERS_MAX: usize = 64;
@@ -74,6 +80,8 @@ pub struct Uring {
     ring: Ring,
     buffers: BufRing,
     sends: Slab<SendOp>,
+    file_ops: Slab<FileWork>,
+    files: Files,
     spare_gathers: Vec<Gather>,
     conns: Table<Conn>,
     listeners: Vec<Option<Listener>>,
@@ -142,6 +150,8 @@ impl Uring {
             ring,
             buffers,
             sends: Slab::new(),
+            file_ops: Slab::new(),
+            files: Files::new(waker.clone()),
             spare_gathers: Vec::new(),
             conns: Table::new(),
             listeners: Vec::new(),
@@ -264,6 +274,7 @@ impl Uring {
                     target.wake();
                 }
             }
+            KIND_FILE => self.on_file(token.index(), result),
             KIND_CANCEL_RECV => self.cancel_again(token.conn_id(), KIND_RECV),
             KIND_CANCEL_SEND => self.cancel_again(token.conn_id(), KIND_SEND),
             // An accept that had ended by itself.
@@ -430,6 +441,11 @@ impl Uring {
     }
 
     /// Whether there is something to do before the kernel has anything to say.
+    /// The kernel has nothing of ours to write to or to read from.
+    fn is_quiet(&self) -> bool {
+        self.conns.is_empty() && self.file_ops.is_empty()
+    }
+
     fn must_not_wait(&self) -> bool {
         let can_feed = !self.starved.is_empty() && self.buffers.available() > 0;
         can_feed || self.ring.has_more()
@@ -581,6 +597,7 @@ impl Backend for Uring {
     fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) -> io::Result<()> {
         let before = completions.len();
         self.finish_deferred(completions);
+        self.files.take(&mut self.counters, completions);
         self.buffers.publish();
         self.feed_starved();
         let rested = self.arm_listeners();
@@ -619,7 +636,12 @@ impl Backend for Uring {
             self.on_completion(&entry, completions);
         }
         self.reaped = reaped;
+        self.files.take(&mut self.counters, completions);
         Ok(())
+    }
+
+    fn file(&mut self, op: FileOp) {
+        self.start_file(op);
     }
 
     fn bytes(&self, buf: &RecvBuf) -> &[u8] {
@@ -674,16 +696,17 @@ impl Drop for Uring {
         }
         let patience = clock::now() + DROP_PATIENCE;
         let mut ignored = Vec::new();
-        while !self.conns.is_empty() && clock::now() < patience {
+        while !self.is_quiet() && clock::now() < patience {
             if self.poll(Wait::Until(patience), &mut ignored).is_err() {
                 break;
             }
             ignored.clear();
         }
-        if self.conns.is_empty() {
+        if self.is_quiet() {
             let _ = self.ring.submitter().unregister_buf_ring(ops::BUFFER_GROUP);
         } else {
             std::mem::forget(std::mem::take(&mut self.sends));
+            std::mem::forget(std::mem::take(&mut self.file_ops));
             self.buffers.leak();
         }
     }

@@ -1,7 +1,7 @@
 //! Submissions, and the memory behind the only ones that need any: sends.
 //!
 //! Invariant: an [`Op`] holds no pointer to user memory unless it was built by the unsafe
-//! [`SendOp::submission`], whose caller keeps the send until its completion. Receives carry no
+//! [`SendOp::submission`] or its like for files, whose caller keeps it until its completion. Receives carry no
 //! pointer: the kernel picks a buffer of the registered ring. A descriptor that has been closed is
 //! no matter of safety: the kernel answers EBADF.
 
@@ -69,6 +69,11 @@ impl Op {
         let builder = CancelBuilder::user_data(target.word());
         let entry = opcode::AsyncCancel2::new(builder).build();
         Self::with(entry.flags(Flags::SKIP_SUCCESS), token)
+    }
+
+    /// What [`super::files`] has built, which owns the memory.
+    pub(super) fn file(entry: Entry, token: Token) -> Self {
+        Self::with(entry, token)
     }
 
     /// Puts a completion with the word `arrives_as` into another ring. One comes here only if that
