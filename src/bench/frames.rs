@@ -87,21 +87,12 @@ pub(super) fn plain_publish(frame: &[u8], version: Version) -> Option<(&[u8], &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::mqtt::{Packet, Publish, PublishProperties, QoS};
+    use crate::codec::mqtt::{Packet, Publish};
     use proptest::prelude::*;
 
     fn publish(topic: &str, payload: &[u8], version: Version) -> Vec<u8> {
         let mut frame = Vec::new();
-        let packet = Publish {
-            dup: false,
-            qos: QoS::AtMostOnce,
-            retain: false,
-            topic,
-            packet_id: None,
-            properties: PublishProperties::default(),
-            payload,
-        };
-        Packet::Publish(packet).encode(version, &mut frame);
+        Packet::Publish(Publish::plain(topic, payload)).encode(version, &mut frame);
         frame
     }
 

@@ -12,7 +12,7 @@ use super::super::workload::{Plan, Visit, Workload};
 use super::Worker;
 use crate::client::{Message, RequestError};
 use crate::clock::{self, Time};
-use crate::codec::mqtt::{Packet, Publish, PublishProperties, QoS};
+use crate::codec::mqtt::{Packet, Publish, QoS};
 use crate::io::Kernel;
 use crate::limits::BENCH_OUT_BYTES_MARK;
 
@@ -180,16 +180,7 @@ impl Source {
         let head = |size: &usize| {
             let mut head = Vec::new();
             let payload = vec![0; *size];
-            let packet = Publish {
-                dup: false,
-                qos: QoS::AtMostOnce,
-                retain: false,
-                topic: &topic,
-                packet_id: None,
-                properties: PublishProperties::default(),
-                payload: &payload,
-            };
-            Packet::Publish(packet).encode(plan.version, &mut head);
+            Packet::Publish(Publish::plain(&topic, &payload)).encode(plan.version, &mut head);
             head.truncate(head.len() - size);
             head
         };

@@ -50,6 +50,21 @@ pub struct Publish<'a> {
     pub payload: &'a [u8],
 }
 
+impl<'a> Publish<'a> {
+    /// At QoS 0, not retained, without properties.
+    pub fn plain(topic: &'a str, payload: &'a [u8]) -> Self {
+        Self {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            topic,
+            packet_id: None,
+            properties: PublishProperties::default(),
+            payload,
+        }
+    }
+}
+
 /// Properties of a PUBLISH, or of the message in a Will.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PublishProperties<'a> {
@@ -367,18 +382,6 @@ mod tests {
     use super::super::{Packet, ReasonCode, decode};
     use super::*;
 
-    fn publish<'a>(topic: &'a str, payload: &'a [u8]) -> Publish<'a> {
-        Publish {
-            dup: false,
-            qos: QoS::AtMostOnce,
-            retain: false,
-            topic,
-            packet_id: None,
-            properties: PublishProperties::default(),
-            payload,
-        }
-    }
-
     fn at(qos: QoS, id: u16, publish: Publish<'_>) -> Publish<'_> {
         Publish { qos, packet_id: Some(packet_id(id)), ..publish }
     }
@@ -387,7 +390,7 @@ mod tests {
     fn before_5() {
         for version in [Version::V31, Version::V311] {
             for side in [Side::Server, Side::Client] {
-                let plain = publish("a/b", b"hi");
+                let plain = Publish::plain("a/b", b"hi");
                 good(version, side, 0x30, "'a/b' 6869", Packet::Publish(plain));
                 let retained = Publish { retain: true, ..plain };
                 good(version, side, 0x31, "'a/b' 6869", Packet::Publish(retained));
@@ -395,7 +398,7 @@ mod tests {
                 good(version, side, 0x32, "'a/b' 1234 6869", Packet::Publish(one));
                 let two = Publish { dup: true, ..at(QoS::ExactlyOnce, 0xFFFF, plain) };
                 good(version, side, 0x3C, "'a/b' FFFF 6869", Packet::Publish(two));
-                good(version, side, 0x30, "'/'", Packet::Publish(publish("/", b"")));
+                good(version, side, 0x30, "'/'", Packet::Publish(Publish::plain("/", b"")));
             }
         }
     }
@@ -432,19 +435,31 @@ mod tests {
         bad(Version::V311, Side::Server, 0x38, "'a'", Cause::DuplicateFlag);
         let error = bad(Version::V5, Side::Server, 0x39, "'a' 00", Cause::DuplicateFlag);
         assert_eq!(error.reason, ReasonCode::MALFORMED_PACKET);
-        accepted(Version::V31, Side::Server, 0x38, "'a'", Packet::Publish(publish("a", b"")));
-        let never = Publish { dup: true, ..publish("a", b"") };
+        accepted(
+            Version::V31,
+            Side::Server,
+            0x38,
+            "'a'",
+            Packet::Publish(Publish::plain("a", b"")),
+        );
+        let never = Publish { dup: true, ..Publish::plain("a", b"") };
         written(Version::V311, Packet::Publish(never), 0x30, "'a'");
     }
 
     #[test]
     fn properties() {
         let five = |side, body, properties| {
-            let expected = Publish { properties, ..publish("a", b"x") };
+            let expected = Publish { properties, ..Publish::plain("a", b"x") };
             accepted(Version::V5, side, 0x30, body, Packet::Publish(expected));
         };
         let none = PublishProperties::default();
-        good(Version::V5, Side::Server, 0x30, "'a' 00 78", Packet::Publish(publish("a", b"x")));
+        good(
+            Version::V5,
+            Side::Server,
+            0x30,
+            "'a' 00 78",
+            Packet::Publish(Publish::plain("a", b"x")),
+        );
         five(
             Side::Server,
             "'a' 02 0101 78",
@@ -529,7 +544,7 @@ mod tests {
     fn alias_instead_of_a_topic() {
         let properties =
             PublishProperties { topic_alias: NonZeroU16::new(3), ..Default::default() };
-        let expected = Publish { properties, ..publish("", b"x") };
+        let expected = Publish { properties, ..Publish::plain("", b"x") };
         good(Version::V5, Side::Server, 0x30, "'' 03 230003 78", Packet::Publish(expected));
     }
 
