@@ -2,11 +2,13 @@
 //!
 //! It follows the phases that the conductor sets, and otherwise goes on by itself: what a tick's
 //! completions allow is published after all of them were handled, and leaves in one send per
-//! connection. `actors` is what leaves, `links` what becomes of connections.
+//! connection. `actors` is what leaves, `links` what becomes of connections, `margin` how early it
+//! wakes for what is due.
 #![forbid(unsafe_code)]
 
 mod actors;
 mod links;
+mod margin;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -26,6 +28,7 @@ use crate::clock::{self, Time};
 use crate::io::{Completion, Kernel, Wait, Waker};
 use crate::limits::{BENCH_GOODBYE, BENCH_STALL};
 use actors::Source;
+use margin::Margin;
 
 /// Nothing is waited for longer than this, so that a missed word does no harm.
 const WAIT_MAX: Duration = Duration::from_millis(100);
@@ -103,6 +106,7 @@ pub(super) struct Worker<'a, B> {
     /// Slow subscribers that rest, with the end of their rest.
     resting: VecDeque<(Time, u32)>,
     open_conns: usize,
+    margin: Margin,
     /// Of what is published in this tick, when it was to be.
     sent_now: Vec<Time>,
     lateness: Histogram<u64>,
@@ -135,6 +139,7 @@ impl<'a, B: Kernel> Worker<'a, B> {
         let publishers_at = first([Role::Publisher, Role::Requester]).unwrap_or(0);
         let visitors_at = first([Role::Visitor; 2]).unwrap_or(0);
         let state = State::new(plan, thread, shared.crosses);
+        let margin = Margin::new(backend.name());
         let sources = seating.publishers(thread, plan.publishers);
         let sources: Vec<_> = sources.into_iter().map(|p| Source::new(plan, p as usize)).collect();
         let here = sources.len();
@@ -158,6 +163,7 @@ impl<'a, B: Kernel> Worker<'a, B> {
             to_connect,
             resting: VecDeque::new(),
             open_conns: 0,
+            margin,
             sent_now: Vec::new(),
             lateness: histogram(),
             sent: 0,
@@ -501,12 +507,8 @@ impl<'a, B: Kernel> Worker<'a, B> {
         }
         until = sooner(until, self.resting.front().map(|(at, _)| *at));
         let Some(due) = due else { return Wait::Until(until) };
-        // Where a wait is rounded up, or waking takes longer than what is left, spin instead.
-        let spin = match self.backend.name() {
-            "epoll" => Duration::from_micros(1100),
-            _ => Duration::from_micros(60),
-        };
-        if due <= now + spin { Wait::None } else { Wait::Until(until.min(due - spin)) }
+        let margin = self.margin.get();
+        if due <= now + margin { Wait::None } else { Wait::Until(until.min(due - margin)) }
     }
 
     fn tick(&mut self, mut wait: Wait) -> Result<(), Error> {
@@ -526,6 +528,11 @@ impl<'a, B: Kernel> Worker<'a, B> {
         self.backend
             .poll(wait, &mut completions)
             .map_err(|error| Error::Io { doing: "wait for the kernel".into(), error })?;
+        if let Wait::Until(until) = wait
+            && completions.is_empty()
+        {
+            self.margin.on_late(clock::now().since(until));
+        }
         if self.shared.crosses {
             board.sleeps.store(false, Ordering::SeqCst);
         }
