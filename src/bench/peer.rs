@@ -91,9 +91,12 @@ impl Peer {
         };
         let id = format!("bench-{}-{letter}{}", plan.run, seat.number);
         let mut options = Options::new(plan.version, id);
-        // A closed window may be silent for long; nobody has to ping because of it. Visitors ping
-        // on their schedule.
-        options.keep_alive = if seat.role == Role::Visitor { plan.keep_alive } else { 0 };
+        // Visitors ping on their schedule, others never.
+        options.keep_alive = match seat.role {
+            Role::Visitor if plan.keep_alive > 0 => plan.keep_alive,
+            _ => plan.quiet_keep_alive(),
+        };
+        options.topic_alias_maximum = plan.settings.topic_alias_maximum.unwrap_or(0);
         options.in_flight_max = match seat.role {
             Role::Responder => u16::MAX,
             _ => plan.in_flight,

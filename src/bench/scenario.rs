@@ -44,6 +44,11 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<Mqtt>,
 
+    /// Topic aliases that clients let the broker use towards them, MQTT 5 only [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Broker")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_alias_maximum: Option<u16>,
+
     /// Publishers with a subscriber each: pairs, ping-pong, offline; traffic beside churn, storm and
     /// idle, where there is none by default
     #[arg(long, value_name = "N", help_heading = "Clients")]
@@ -315,6 +320,7 @@ impl Settings {
             host,
             port,
             mqtt,
+            topic_alias_maximum,
             pairs,
             publishers,
             subscribers,

@@ -1,9 +1,11 @@
 //! `noctule bench --sink`: a peer that speaks just enough MQTT to count, so that the generator's own
 //! ceiling can be shown.
 //!
-//! It accepts everybody, acknowledges everything, and hands a message to those who subscribed to
-//! exactly its topic: as the bytes that came, without looking further. It has no wildcards, no
-//! sessions, no retained messages, and drops what is too much. It is no broker.
+//! It accepts everybody, acknowledges everything, and hands a message to those whose filters match its
+//! topic: as the bytes that came, at QoS 0, without looking further. Who hears a connection's topic is
+//! found once and remembered until another is published there, with a look at every filter that has
+//! a wildcard: it is no measure where each message has a topic of its own. It has no sessions, no
+//! retained messages, refuses shared subscriptions, and drops what is too much. It is no broker.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -19,8 +21,8 @@ use super::frames::{Frames, plain_publish};
 use crate::buf::OutBuf;
 use crate::clock::{self, Time};
 use crate::codec::mqtt::{
-    Ack, ConnAck, ConnAckProperties, Packet, Publish, PublishProperties, QoS, ReasonCode, Side,
-    SubAck, UserProperties, Version, decode,
+    Ack, ConnAck, ConnAckProperties, Packet, Publish, QoS, ReasonCode, Side, SubAck,
+    UserProperties, Version, decode, topic,
 };
 use crate::ids::ConnId;
 use crate::io::probe::{self, Engine};
@@ -101,7 +103,7 @@ struct Guest {
     /// The topic of its last message, and who wants it.
     topic: Vec<u8>,
     receivers: Vec<u32>,
-    /// Of `Sink::subscribed`, when that was found.
+    /// Of [`Wanted`], when that was found.
     epoch: u64,
 }
 
@@ -110,11 +112,49 @@ struct Sink<B> {
     guests: Vec<Guest>,
     free: Vec<u32>,
     dirty: Vec<u32>,
-    /// Who subscribed, by topic.
-    wanted: HashMap<Vec<u8>, Vec<u32>, FixedState>,
-    /// Changes with `wanted`.
-    epoch: u64,
+    wanted: Wanted,
     counts: Counts,
+}
+
+/// Who subscribed to what.
+struct Wanted {
+    /// By topic.
+    plain: HashMap<String, Vec<u32>, FixedState>,
+    /// Filters with wildcards.
+    wild: Vec<(String, u32)>,
+    /// Changes with the others.
+    epoch: u64,
+}
+
+impl Wanted {
+    fn add(&mut self, filter: &str, receiver: u32) {
+        if filter.contains(['+', '#']) {
+            self.wild.push((filter.into(), receiver));
+        } else {
+            self.plain.entry(filter.into()).or_default().push(receiver);
+        }
+        self.epoch += 1;
+    }
+
+    fn forget(&mut self, receiver: u32) {
+        for receivers in self.plain.values_mut() {
+            receivers.retain(|other| *other != receiver);
+        }
+        self.plain.retain(|_, receivers| !receivers.is_empty());
+        self.wild.retain(|(_, other)| *other != receiver);
+        self.epoch += 1;
+    }
+
+    /// Each once, however many of its filters match.
+    fn receivers(&self, topic: &[u8]) -> Vec<u32> {
+        let Ok(topic) = std::str::from_utf8(topic) else { return Vec::new() };
+        let mut all = self.plain.get(topic).cloned().unwrap_or_default();
+        let wild = self.wild.iter().filter(|(filter, _)| topic::matches(filter, topic));
+        all.extend(wild.map(|(_, receiver)| receiver));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
 }
 
 impl<B: Kernel> Sink<B> {
@@ -124,8 +164,11 @@ impl<B: Kernel> Sink<B> {
             guests: Vec::new(),
             free: Vec::new(),
             dirty: Vec::new(),
-            wanted: HashMap::with_hasher(FixedState::with_seed(1)),
-            epoch: 1,
+            wanted: Wanted {
+                plain: HashMap::with_hasher(FixedState::with_seed(1)),
+                wild: Vec::new(),
+                epoch: 1,
+            },
             counts: Counts::default(),
         }
     }
@@ -236,19 +279,15 @@ impl<B: Kernel> Sink<B> {
 
     fn close(&mut self, conn: ConnId) {
         self.guests[conn.index as usize].open = false;
-        for receivers in self.wanted.values_mut() {
-            receivers.retain(|receiver| *receiver != conn.index);
-        }
-        self.wanted.retain(|_, receivers| !receivers.is_empty());
-        self.epoch += 1;
+        self.wanted.forget(conn.index);
         self.backend.close(conn);
     }
 
     fn on_received(&mut self, conn: ConnId, buf: &crate::io::RecvBuf) {
         let index = conn.index;
         let mut frames = std::mem::take(&mut self.guests[index as usize].frames);
-        let Self { backend, guests, dirty, wanted, epoch, counts, .. } = self;
-        let mut table = Table { guests, dirty, wanted, epoch, counts };
+        let Self { backend, guests, dirty, wanted, counts, .. } = self;
+        let mut table = Table { guests, dirty, wanted, counts };
         let mut over = false;
         let fed = frames.feed(backend.bytes(buf), |frame| {
             let version = table.guests[index as usize].version;
@@ -272,8 +311,7 @@ impl<B: Kernel> Sink<B> {
 struct Table<'a> {
     guests: &'a mut Vec<Guest>,
     dirty: &'a mut Vec<u32>,
-    wanted: &'a mut HashMap<Vec<u8>, Vec<u32>, FixedState>,
-    epoch: &'a mut u64,
+    wanted: &'a mut Wanted,
     counts: &'a mut Counts,
 }
 
@@ -283,10 +321,10 @@ impl Table<'_> {
     fn on_publish(&mut self, from: u32, topic: &[u8], frame: &[u8]) {
         self.counts.messages += 1;
         let guest = &mut self.guests[from as usize];
-        if guest.epoch != *self.epoch || guest.topic != topic {
-            guest.epoch = *self.epoch;
+        if guest.epoch != self.wanted.epoch || guest.topic != topic {
+            guest.epoch = self.wanted.epoch;
             topic.clone_into(&mut guest.topic);
-            guest.receivers = self.wanted.get(topic).cloned().unwrap_or_default();
+            guest.receivers = self.wanted.receivers(topic);
         }
         let version = guest.version;
         for at in 0..guest.receivers.len() {
@@ -320,7 +358,14 @@ impl Table<'_> {
             }
             Packet::Subscribe(subscribe) => {
                 let filters: Vec<_> = subscribe.filters.iter().collect();
-                let codes: Vec<u8> = filters.iter().map(|f| f.options.qos as u8).collect();
+                let is_shared = |filter: &str| filter.starts_with("$share/");
+                let codes =
+                    filters.iter().map(|filter| match (is_shared(filter.filter), version) {
+                        (false, _) => filter.options.qos as u8,
+                        (true, Version::V5) => ReasonCode::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED.0,
+                        (true, _) => ReasonCode::UNSPECIFIED_ERROR.0,
+                    });
+                let codes: Vec<u8> = codes.collect();
                 let suback = SubAck {
                     packet_id: subscribe.packet_id,
                     reason_string: None,
@@ -328,10 +373,9 @@ impl Table<'_> {
                     codes: &codes,
                 };
                 Packet::SubAck(suback).encode(version, out);
-                for filter in filters {
-                    self.wanted.entry(filter.filter.into()).or_default().push(from);
+                for filter in filters.iter().filter(|filter| !is_shared(filter.filter)) {
+                    self.wanted.add(filter.filter, from);
                 }
-                *self.epoch += 1;
             }
             Packet::Publish(publish) => {
                 if let Some(id) = publish.packet_id {
@@ -342,14 +386,7 @@ impl Table<'_> {
                     };
                     ack.encode(version, out);
                 }
-                let plain = Publish {
-                    dup: false,
-                    qos: QoS::AtMostOnce,
-                    retain: false,
-                    packet_id: None,
-                    properties: PublishProperties::default(),
-                    ..publish
-                };
+                let plain = Publish::plain(publish.topic, publish.payload);
                 let mut bytes = Vec::new();
                 Packet::Publish(plain).encode(version, &mut bytes);
                 self.on_publish(from, publish.topic.as_bytes(), &bytes);

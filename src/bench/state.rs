@@ -14,7 +14,8 @@ use super::workload::{Layout, Load, Plan, Visit, Workload};
 use crate::client::{Client, Event, Message};
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    PacketId, Publish, QoS, RetainHandling, SubscribeFilter, SubscriptionOptions, UserProperties,
+    PacketId, Publish, QoS, ReasonCode, RetainHandling, SubscribeFilter, SubscriptionOptions,
+    UserProperties,
 };
 
 /// Filters of one SUBSCRIBE.
@@ -159,9 +160,17 @@ impl<'a> State<'a> {
                     Role::Responder | Role::Visitor => self.plan.qos,
                     _ => self.plan.subscriber_qos,
                 };
-                if codes.iter().any(|code| *code != wanted as u8) {
-                    let wanted = wanted as u8;
-                    self.fail(format!("the broker granted {codes:?} for QoS {wanted}"));
+                let wanted = wanted as u8;
+                match codes.iter().find(|code| **code != wanted) {
+                    Some(code @ 0x80..) => {
+                        let reason = ReasonCode(*code).name();
+                        self.fail(format!("{}: SUBSCRIBE was refused: {reason}", name(seat)));
+                    }
+                    Some(code) => self.fail(format!(
+                        "{}: the broker granted QoS {code}, and not {wanted}",
+                        name(seat)
+                    )),
+                    None => {}
                 }
                 life.awaiting = life.awaiting.saturating_sub(1);
                 if life.awaiting == 0 {

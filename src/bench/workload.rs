@@ -26,6 +26,9 @@ use crate::limits::{
     BENCH_WINDOW_MAX,
 };
 
+/// A keep alive longer than runs are.
+const QUIET_KEEP_ALIVE: Duration = Duration::from_secs(10 * 3600);
+
 /// The question that a run asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -316,6 +319,16 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The keep alive, in seconds, of clients that never ping: longer than the run. None at all
+    /// only where no number is long enough, because some brokers refuse that (rumqttd).
+    pub(super) fn quiet_keep_alive(&self) -> u16 {
+        // What ends with its messages has no duration, and takes no hours.
+        let duration =
+            if self.settings.duration.is_some() { self.duration } else { Duration::ZERO };
+        let is_short = self.warm_up + duration + self.drain < QUIET_KEEP_ALIVE;
+        if is_short { QUIET_KEEP_ALIVE.as_secs() as u16 } else { 0 }
+    }
+
     fn check(&self) -> Result<(), Error> {
         let within = |what: &str, value: u128, least: u128, most: u128| {
             if (least..=most).contains(&value) {
@@ -378,6 +391,12 @@ impl Plan {
         }
         if let Some(ramp) = self.settings.ramp {
             check_rate("ramp", ramp)?;
+        }
+        if self.settings.topic_alias_maximum.is_some() && self.version != Version::V5 {
+            return Err(Error::Plan(
+                "topic_alias_maximum: topic aliases are of MQTT 5; write mqtt = \"5.0\" as well"
+                    .into(),
+            ));
         }
         self.check_accounting()
     }
@@ -685,6 +704,7 @@ pub(super) mod tests {
             ("workload = \"pairs\"\nduration = -1", "duration"),
             ("workload = \"pairs\"\nqos = 3", "qos is 0, 1 or 2"),
             ("workload = \"pairs\"\nio = \"x\"", "auto, uring or epoll"),
+            ("workload = \"pairs\"\ntopic_alias_maximum = 3", "write mqtt = \"5.0\""),
             ("workload = \"pairs\"\nhost = \"192.0.2.1\"\nsources = 2", "127.0.0.x"),
             ("workload = \"fan-in\"\npublishers = 60000\nsubscribers = 9", "together"),
             ("workload = \"fan-in\"\npublishers = 30000\nsubscribers = 9000", "times"),
@@ -696,5 +716,14 @@ pub(super) mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         assert!(plan("workload = \"pairs\"\npayload = 8").is_ok());
+    }
+
+    #[test]
+    fn who_never_pings_has_a_keep_alive_longer_than_the_run() {
+        let keep_alive = |text: &str| plan(text).unwrap().quiet_keep_alive();
+        assert_eq!(keep_alive("workload = \"pairs\""), 36_000);
+        assert_eq!(keep_alive("workload = \"offline\""), 36_000);
+        assert_eq!(keep_alive("workload = \"connect\""), 36_000);
+        assert_eq!(keep_alive("workload = \"pairs\"\nduration = 40_000"), 0);
     }
 }

@@ -27,8 +27,9 @@ pub struct Flags {
     /// A scenario file, or the name of a workload; flags override what the file says
     #[arg(value_name = "SCENARIO|WORKLOAD", required_unless_present = "sink")]
     what: Option<Source>,
-    /// Instead of generating, be a peer that only counts, on this address: to show what the
-    /// generator itself can do
+    /// Instead of generating, be a peer that only counts and hands on at QoS 0, on this address: to
+    /// show what the generator itself can do. It is no broker: it knows topic filters, but no shared
+    /// subscriptions, retained messages or sessions
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:1883",
           conflicts_with = "what")]
     sink: Option<SocketAddr>,
@@ -134,7 +135,12 @@ fn sink(addr: SocketAddr, flags: &Flags) -> ExitCode {
             addr,
             io,
             &interrupted,
-            |addr| eprintln!("noctule: counting on {addr}"),
+            |addr| {
+                eprintln!(
+                    "noctule: no broker (no shared subscriptions, retained messages, sessions, \
+                     QoS 1 or 2 to subscribers), counting on {addr}"
+                );
+            },
             |counts| {
                 if counts.messages > last && !flags.quiet {
                     eprintln!("noctule: {} messages in this second", counts.messages - last);
