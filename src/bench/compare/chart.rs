@@ -183,8 +183,16 @@ pub fn spectrum(
     })
 }
 
-/// Latency by second: 99 %, and the median faintly.
+/// Whether there is more than one moment to show.
+fn is_a_course(curves: &[Curve]) -> bool {
+    curves.iter().any(|curve| curve.points.len() > 1)
+}
+
+/// Latency by second: 99 %, and the median faintly. None of a run within one second.
 pub fn latency_over_time(curves: &Curves, sets: &[String]) -> Option<Chart> {
+    if !is_a_course(&curves.p99) {
+        return None;
+    }
     let (low, high) = range(&curves.p50)?;
     let (also_low, also_high) = range(&curves.p99)?;
     let mut both = lines(&curves.p50, Stroke::Faint, |_| Vec::new());
@@ -205,8 +213,11 @@ pub fn latency_over_time(curves: &Curves, sets: &[String]) -> Option<Chart> {
     })
 }
 
-/// Deliveries a second by second.
+/// Deliveries a second by second. None of a run within one second.
 pub fn rate_over_time(curves: &Curves, sets: &[String]) -> Option<Chart> {
+    if !is_a_course(&curves.rate) {
+        return None;
+    }
     let (_, high) = range(&curves.rate)?;
     let scale = Scale::linear(high * 1.02);
     let marks = scale.marks().into_iter().map(|v| (v, Unit::Other(String::new()).show(v)));

@@ -51,6 +51,15 @@ const fn fault(key: &'static str, label: &'static str, of: fn(&Run) -> Option<f6
     Metric { key, label, unit: Unit::Count, better: Some(Better::Lower), is_sum: true, of }
 }
 
+/// A percentile of the latency, one value in `$one_in` of which lies beyond.
+macro_rules! latency {
+    ($key:literal, $label:literal, $percentile:ident, $one_in:literal) => {
+        lower($key, $label, Unit::Nanoseconds, |run| {
+            percentile(run, run.summary.latency_nanos.$percentile, $one_in)
+        })
+    };
+}
+
 /// All of them, the headline first.
 pub const METRICS: &[Metric] = &[
     lower("cpu", "CPU per delivered message", Unit::Microseconds, |run| {
@@ -64,24 +73,12 @@ pub const METRICS: &[Metric] = &[
         is_sum: false,
         of: |run| Some(run.summary.delivered_per_second),
     },
-    lower("p50", "Latency, median", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.p50, 1)
-    }),
-    lower("p90", "Latency, 90 %", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.p90, 10)
-    }),
-    lower("p99", "Latency, 99 %", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.p99, 100)
-    }),
-    lower("p99.9", "Latency, 99.9 %", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.p99_9, 1000)
-    }),
-    lower("p99.99", "Latency, 99.99 %", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.p99_99, 10_000)
-    }),
-    lower("max", "Latency, highest", Unit::Nanoseconds, |run| {
-        percentile(run, run.summary.latency_nanos.max, 1)
-    }),
+    latency!("p50", "Latency, median", p50, 1),
+    latency!("p90", "Latency, 90 %", p90, 10),
+    latency!("p99", "Latency, 99 %", p99, 100),
+    latency!("p99.9", "Latency, 99.9 %", p99_9, 1000),
+    latency!("p99.99", "Latency, 99.99 %", p99_99, 10_000),
+    latency!("max", "Latency, highest", max, 1),
     fault("lost", "Lost", |run| Some(run.summary.faults?.lost as f64)),
     fault("duplicated", "Duplicated", |run| Some(run.summary.faults?.duplicated as f64)),
     fault("reordered", "Out of order", |run| Some(run.summary.faults?.out_of_order as f64)),
@@ -243,11 +240,19 @@ pub fn rows(sets: &[Vec<&Run>]) -> Vec<Row> {
     rows
 }
 
+/// As the beginning of a line.
+pub(super) fn capitalised(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// The figures that only this workload has, in the order in which they come.
 fn own_figures(sets: &[Vec<&Run>]) -> Vec<Row> {
     let mut names: Vec<&str> = Vec::new();
     for figure in sets.iter().flatten().flat_map(|run| &run.summary.figures) {
-        if !names.contains(&figure.name.as_str()) {
+        // What all of them took is there already.
+        let is_known = figure.name.starts_with("generator thread ");
+        if !is_known && !names.contains(&figure.name.as_str()) {
             names.push(&figure.name);
         }
     }
@@ -265,7 +270,7 @@ fn own_figures(sets: &[Vec<&Run>]) -> Vec<Row> {
             "/s" | "1/s" => Unit::PerSecond,
             other => Unit::Other(other.to_owned()),
         };
-        Row::new(name, name, &unit, first.better, false, values)
+        Row::new(name, &capitalised(name), &unit, first.better, false, values)
     };
     names.into_iter().filter_map(row).collect()
 }

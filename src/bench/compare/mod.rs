@@ -24,7 +24,7 @@ use super::run::read::{Run, RunSet};
 use super::run::summary::Mode;
 use crate::limits::{COMPARE_SETS_MAX, COMPARE_VERDICT_RUNS_MIN};
 use context::Fact;
-use metric::Row;
+use metric::{Row, capitalised};
 
 /// Version of what [`Comparison`] means as JSON.
 pub const SCHEMA: u32 = 1;
@@ -49,7 +49,9 @@ pub struct Comparison {
 pub struct Scenario {
     /// Its name.
     pub name: String,
-    /// In one line.
+    /// What it is to find out, when its file says so.
+    pub question: Option<String>,
+    /// What runs, in one line.
     pub description: String,
     /// What latency is the time of.
     pub latency_of: String,
@@ -106,9 +108,12 @@ impl Scenario {
             .iter()
             .map(|set| of_set(set).into_iter().map(|i| &set.runs[i]).collect())
             .collect();
-        let first = &runs.iter().flatten().next()?.summary;
+        let first = runs.iter().flatten().next()?;
+        let question = first.scenario.get("question").and_then(|text| text.as_str());
+        let first = &first.summary;
         Some(Self {
             name: name.to_owned(),
+            question: question.map(capitalised),
             description: first.description.clone(),
             latency_of: first.latency_of.clone(),
             is_closed: matches!(first.mode, Mode::Closed { .. }),

@@ -65,7 +65,8 @@ fn head(html: &mut String, comparison: &Comparison, title: Option<&str>) {
     let heading = match title {
         Some(title) => escape(title),
         None => {
-            let names: Vec<String> = comparison.sets.iter().map(|name| escape(name)).collect();
+            let name = |name: &String| format!("<span class=\"name\">{}</span>", escape(name));
+            let names: Vec<String> = comparison.sets.iter().map(name).collect();
             match names.split_first() {
                 Some((first, [])) => first.clone(),
                 Some((first, rest)) => {
@@ -157,9 +158,12 @@ fn overview(html: &mut String, comparison: &Comparison) {
     set_headings(html, &comparison.sets);
     html.push_str("</tr></thead>\n<tbody>\n");
     for (number, scenario) in comparison.scenarios.iter().enumerate() {
+        let question = scenario.question.as_deref().map_or_else(String::new, |question| {
+            format!("<small class=\"question\">{}</small>", escape(question))
+        });
         let _ = write!(
             html,
-            "<tr><th scope=\"row\"><a href=\"#scenario-{number}\">{}</a></th>",
+            "<tr><th scope=\"row\"><a href=\"#scenario-{number}\">{}</a>{question}</th>",
             escape(&scenario.name)
         );
         let second = if scenario.is_closed { "throughput" } else { "p99" };
@@ -200,10 +204,13 @@ fn open_cell(html: &mut String, set: usize, name: &str) {
 
 fn section(html: &mut String, comparison: &Comparison, scenario: &Scenario, number: usize) {
     let sets = &comparison.sets;
+    let question = scenario.question.as_deref().map_or_else(String::new, |question| {
+        format!("<p class=\"question\">{}</p>\n", escape(question))
+    });
     let _ = write!(
         html,
         "<section id=\"scenario-{number}\" aria-labelledby=\"scenario-{number}-h\">\n\
-         <h2 id=\"scenario-{number}-h\">{}</h2>\n<p class=\"about\">{}</p>\n",
+         <h2 id=\"scenario-{number}-h\">{}</h2>\n{question}<p class=\"about\">{}</p>\n",
         escape(&scenario.name),
         escape(&scenario.description)
     );

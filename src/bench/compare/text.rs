@@ -18,7 +18,9 @@ const MARKS: [char; 8] = ['●', '■', '▲', '◆', '▼', '×', '+', '○'];
 pub fn print(comparison: &Comparison, width: usize) -> String {
     let mut text = String::new();
     for scenario in &comparison.scenarios {
-        let _ = writeln!(text, "{}\n{}\n", scenario.name, scenario.description);
+        let question = scenario.question.iter().map(|question| format!(": {question}"));
+        let heading = scenario.name.clone() + &question.collect::<String>();
+        let _ = writeln!(text, "{heading}\n{}\n", scenario.description);
         table(&mut text, comparison, scenario, width);
         let chart =
             chart::spectrum(&scenario.curves, &comparison.sets, &scenario.latency_of, Latency::Log);
