@@ -2,7 +2,8 @@
 //!
 //! It shares no code with `noctule bench`, so that the two can be held against each other at a low
 //! rate, where both should see the same: `scripts/check-generator.sh` does. It is a closed loop: it
-//! says nothing about a broker that stalls.
+//! says nothing about a broker that stalls. Latency is printed twice: since the message was sent, as
+//! closed loops do it, and since it was to be sent, as `noctule bench` does.
 //!
 //!     cargo run --release --example independent -- HOST PORT RATE SECONDS
 #![forbid(unsafe_code)]
@@ -42,7 +43,7 @@ fn main() {
     client.try_subscribe(&topic, QoS::AtMostOnce).expect("subscribe");
     until(&mut connection, |packet| matches!(packet, Packet::SubAck(_)));
 
-    let mut latencies = Vec::new();
+    let (mut since_sent, mut since_intended) = (Vec::new(), Vec::new());
     let period = Duration::from_secs_f64(1.0 / rate);
     let start = Instant::now();
     let mut next = start;
@@ -53,23 +54,30 @@ fn main() {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
+        let (intended, sent) = (next, Instant::now());
         next += period;
-        let sent = Instant::now();
         client.try_publish(&topic, QoS::AtMostOnce, false, vec![0x5a; PAYLOAD]).expect("publish");
         until(&mut connection, |packet| matches!(packet, Packet::Publish(_)));
-        latencies.push(sent.elapsed().as_nanos() as u64);
+        since_sent.push(sent.elapsed().as_nanos() as u64);
+        since_intended.push(intended.elapsed().as_nanos() as u64);
     }
+    let (sent, intended) = (percentiles(since_sent), percentiles(since_intended));
+    println!("{{\"since_sent\": {sent}, \"since_intended\": {intended}}}");
+}
+
+/// As JSON, in nanoseconds.
+fn percentiles(mut latencies: Vec<u64>) -> String {
     latencies.sort_unstable();
     let at = |quantile: f64| {
         let index = (latencies.len() as f64 * quantile) as usize;
         latencies[index.min(latencies.len() - 1)]
     };
-    println!(
+    format!(
         "{{\"count\": {}, \"p50\": {}, \"p90\": {}, \"p99\": {}, \"max\": {}}}",
         latencies.len(),
         at(0.5),
         at(0.9),
         at(0.99),
         at(1.0)
-    );
+    )
 }

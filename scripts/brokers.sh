@@ -57,10 +57,11 @@ has_broker() {
     command -v "$broker_program" >/dev/null
 }
 
-# Replaces what only a run knows.
+# Replaces what only a run knows. The settings keep their file's extension: some go by it.
 # shellcheck disable=SC2154 # work, see above
 filled_in() {
-    sed "s|@PORT@|$port|g; s|@WORK@|$work/broker|g; s|@SETTINGS@|$work/settings|g"
+    local settings="$work/settings.${broker_settings##*.}"
+    sed "s|@PORT@|$port|g; s|@WORK@|$work/broker|g; s|@SETTINGS@|$settings|g"
 }
 
 # Starts the broker $1, and waits until it listens.
@@ -68,7 +69,7 @@ filled_in() {
 start_broker() {
     local name="$1" tries command=()
     end_broker
-    rm -rf "$work/ready" "$work/broker" "$work/settings"
+    rm -rf "$work/ready" "$work/broker" "$work"/settings.*
     mkdir "$work/broker"
     if [[ "$name" == noctule-* ]]; then
         command=("$noctule" serve --listen 127.0.0.1:0 --io "${name#noctule-}" --shards "${shards:-1}"
@@ -76,7 +77,8 @@ start_broker() {
     else
         read_peer "$name"
         port=$((20000 + RANDOM % 10000))
-        [[ -z "$broker_settings" ]] || filled_in <"perf/brokers/$broker_settings" >"$work/settings"
+        [[ -z "$broker_settings" ]] ||
+            filled_in <"perf/brokers/$broker_settings" >"$work/settings.${broker_settings##*.}"
         local part
         command=(env)
         for part in "${broker_environment[@]}" "$broker_program" "${broker_arguments[@]}"; do

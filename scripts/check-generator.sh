@@ -6,6 +6,8 @@
 #      perf/independent.rs), in turns against the same broker.
 #
 #   scripts/check-generator.sh [--rounds N] [--sink-cpu N] [--generator-cpu N]
+#
+# NOCTULE=PROGRAM and INDEPENDENT=PROGRAM are ones that are built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -26,9 +28,11 @@ while [[ $# -gt 0 ]]; do
 done
 
 need_packages jq:jq taskset:util-linux
-cargo build --release --quiet --bin noctule --example independent
-noctule="$(target_dir)/release/noctule"
-independent="$(target_dir)/release/examples/independent"
+[[ -n "${NOCTULE:-}" && -n "${INDEPENDENT:-}" ]] ||
+    cargo build --release --quiet --bin noctule --example independent
+noctule="${NOCTULE:-$(target_dir)/release/noctule}"
+independent="${INDEPENDENT:-$(target_dir)/release/examples/independent}"
+echo "load average $(cut -d ' ' -f 1-3 /proc/loadavg)"
 work="$(mktemp -d)"
 peer=
 clean_up() {
@@ -54,8 +58,9 @@ for io in uring epoll; do
         wait "$peer" || true
         peer=
         jq -r '"\(.delivered_per_second | round) a second, \(.faults.lost) lost, generator at " +
-            "\(.generator.cpu_share * 100 | round) % of a core"' "$work/run.json" |
-            sed "s/^/  $io: /"
+            "\(.generator.cpu_share * 100 | round) % of a core, " +
+            "\(.generator.cpu_micros_per_delivered * 1000 | round / 1000) µs a message"' \
+            "$work/run.json" | sed "s/^/  $io: /"
     done
 done
 
@@ -67,10 +72,13 @@ for _ in {1..500}; do
     port="$(jq -er '.listeners[0] | split(":")[-1]' "$work/ready" 2>/dev/null)" && break
     sleep 0.02
 done
-show='"p50 \(.p50 / 1000) µs, p90 \(.p90 / 1000) µs, p99 \(.p99 / 1000) µs (\(.count))"'
+show='"p50 \(.p50 / 1000 | round) µs, p90 \(.p90 / 1000 | round) µs, p99 \(.p99 / 1000 | round) µs"'
 for ((round = 1; round <= rounds; round++)); do
     "$noctule" bench pairs --pairs 1 --rate 500 --port "$port" --cpus "$generator_cpu" \
-        --duration 3 --json | jq -r ".latency_nanos | $show" | sed 's/^/  noctule bench: /'
-    taskset -c "$generator_cpu" "$independent" 127.0.0.1 "$port" 500 3 | jq -r "$show" |
-        sed 's/^/  rumqttc:       /'
+        --duration 3 --json >"$work/run.json" || true
+    taskset -c "$generator_cpu" "$independent" 127.0.0.1 "$port" 500 3 >"$work/other.json"
+    jq -r ".latency_nanos | $show" "$work/run.json" | sed 's/^/  noctule bench, intended send to delivery: /'
+    jq -r ".since_intended | $show" "$work/other.json" | sed 's/^/  rumqttc, intended send to delivery:       /'
+    jq -r ".since_sent | $show" "$work/other.json" | sed 's/^/  rumqttc, actual send to delivery:         /'
+    jq -r ".lateness_nanos | $show" "$work/run.json" | sed 's/^/  noctule bench was late itself by:         /'
 done

@@ -2,12 +2,17 @@
 # The whole table: noctule on io_uring, noctule on epoll, and every peer of perf/brokers that is on
 # the PATH or given, in every scenario, measured in turns on this machine.
 #
-#   scripts/compare-brokers.sh [--quick] [--rounds N] [--duration SECONDS] [--out DIR]
+#   scripts/compare-brokers.sh [--quick|--table] [--rounds N] [--duration SECONDS] [--warm-up SECONDS]
 #                              [--scenario NAME]... [--peer NAME=PROGRAM]... [--broker NAME]...
-#                              [--broker-cpu N] [--generator-cpu N]
+#                              [--broker-cpu N] [--generator-cpu N] [--out DIR]
 #
 # --quick asks few questions for a short time, and installs Debian's Mosquitto when there is no peer:
-# on a fresh clone, nothing is needed but Rust. --broker restricts it to these brokers.
+# on a fresh clone, nothing is needed but Rust. --table asks those of the published table: 15 minutes
+# with five brokers. --broker restricts it to these brokers.
+#
+# A peer is NAME.sh in perf/brokers, without what follows a hyphen: two versions of one are
+#   --peer flashmq-1.25=$HOME/FlashMQ-1.25/flashmq --peer flashmq-1.26=$HOME/FlashMQ-1.26/flashmq
+# and PATH=$HOME/FlashMQ/build:$PATH does as well for one.
 #
 # Each run has a broker of its own, on loopback, pinned to one CPU, and the generator on another.
 # Rounds are interleaved, A B C A B C, so that what else the machine does hits all of them alike. Raw
@@ -20,10 +25,17 @@ source scripts/lib.sh
 # shellcheck source=scripts/brokers.sh
 source scripts/brokers.sh
 
-quick=
+# The rows of the published table: what users compare, see perf/README.md.
+table=(forwarding-16b forwarding forwarding-256b forwarding-256b-mqtt5 forwarding-qos1 forwarding-qos2
+    fan-out fan-out-1000 fan-in shared-group alone-on-the-wire alone-on-the-wire-1000
+    routing-100k-filters latency-5k latency-20k retained-100k offline-drain connect-rate
+    idle-connections)
+
 rounds=
 duration=
+warm_up=
 out=
+preset=
 broker_cpu=0
 generator_cpu=1
 scenarios=()
@@ -31,8 +43,8 @@ peers=()
 brokers=()
 command_line="scripts/compare-brokers.sh${*:+ $*}"
 while [[ $# -gt 0 ]]; do
-    if [[ "$1" == --quick ]]; then
-        quick=yes
+    if [[ "$1" == --quick || "$1" == --table ]]; then
+        preset="$1"
         shift
         continue
     fi
@@ -40,6 +52,7 @@ while [[ $# -gt 0 ]]; do
     case "$1" in
     --rounds) rounds="$2" ;;
     --duration) duration="$2" ;;
+    --warm-up) warm_up="$2" ;;
     --out) out="$2" ;;
     --scenario) scenarios+=("$2") ;;
     --peer)
@@ -55,11 +68,19 @@ while [[ $# -gt 0 ]]; do
     shift 2
 done
 
-if [[ -n "$quick" ]]; then
+case "$preset" in
+--quick)
     rounds="${rounds:-3}"
     duration="${duration:-3}"
     [[ ${#scenarios[@]} -gt 0 ]] || scenarios=(forwarding forwarding-qos1 fan-out latency-5k)
-fi
+    ;;
+--table)
+    rounds="${rounds:-3}"
+    duration="${duration:-1.5}"
+    warm_up="${warm_up:-0.5}"
+    [[ ${#scenarios[@]} -gt 0 ]] || scenarios=("${table[@]}")
+    ;;
+esac
 rounds="${rounds:-5}"
 if [[ ${#scenarios[@]} -eq 0 ]]; then
     for file in perf/scenarios/*.toml; do
@@ -73,7 +94,7 @@ done
 need_packages jq:jq taskset:util-linux
 [[ "$(nproc --all)" -ge 2 ]] || die "broker and generator need a CPU each"
 if [[ ${#brokers[@]} -eq 0 ]]; then
-    [[ -z "$quick" || ${#peers[@]} -gt 0 ]] || need_packages mosquitto:mosquitto
+    [[ "$preset" != --quick || ${#peers[@]} -gt 0 ]] || need_packages mosquitto:mosquitto
     brokers=(noctule-uring noctule-epoll)
     for file in perf/brokers/*.sh; do
         name="$(basename "$file" .sh)"
@@ -84,7 +105,7 @@ if [[ ${#brokers[@]} -eq 0 ]]; then
     done
 fi
 for name in "${brokers[@]}"; do
-    has_broker "$name" || die "$name: there is no $broker_program; give it by --peer $name=PROGRAM"
+    has_broker "$name" || die "$name: there is no $broker_program; give it by --peer $name=/path/to/it"
 done
 
 noctule="$(build_noctule)"
@@ -107,11 +128,18 @@ clean_up() {
 trap clean_up EXIT
 
 failed=()
+# Scenario and broker of first runs that came to nothing: they are not tried again.
+declare -A given_up=()
 # One run in a folder of its own.
 measure() {
     local scenario="$1" broker="$2" round="$3" flags=()
     local folder="$out/runs/$broker/$scenario/$round"
-    [[ -z "$duration" ]] || flags=(--duration "$duration")
+    [[ -z "${given_up["$scenario $broker"]:-}" ]] || return 0
+    # What ends with its messages has no duration.
+    if ! grep -qE '^workload = "(retained|offline|connect)"' "perf/scenarios/$scenario.toml"; then
+        [[ -z "$duration" ]] || flags+=(--duration "$duration")
+        [[ -z "$warm_up" ]] || flags+=(--warm-up "$warm_up")
+    fi
     start_broker "$broker"
     # noctule bench bounds itself, this is the second line of defence. A run that found faults has
     # exit code 1, and is a result.
@@ -124,12 +152,25 @@ measure() {
             "\(.broker.cpu_micros_per_delivered // 0 | . * 1000 | round / 1000) µs, " +
             "\(.delivered_per_second | round) a second, \(.faults.lost // 0) lost"' \
             "$folder/summary.json"
+        # Percentiles as text: they are in the logs.
+        rm -f "$folder"/*.hgrm
+        if [[ "$(jq .delivered "$folder/summary.json")" == 0 ]]; then
+            failed+=("$scenario, $broker: nothing was delivered")
+            given_up["$scenario $broker"]=yes
+        fi
     else
-        failed+=("$scenario, $broker, round $round: $(tail -n 1 "$work/report")")
+        failed+=("$scenario, $broker: $(tail -n 1 "$work/report")")
         echo "  ${failed[-1]}" >&2
+        [[ "$round" -gt 1 ]] || given_up["$scenario $broker"]=yes
         rm -rf "$folder"
     fi
 }
+
+# A wrong setting shows now, and not in the middle of it.
+for broker in "${brokers[@]}"; do
+    start_broker "$broker"
+    end_broker
+done
 
 load_before="$(cut -d ' ' -f 1-3 /proc/loadavg)"
 for ((round = 1; round <= rounds; round++)); do
@@ -147,6 +188,43 @@ for broker in "${brokers[@]}"; do
     [[ ! -d "$out/runs/$broker" ]] || sets+=("$broker=$out/runs/$broker")
 done
 "$noctule" compare "${sets[@]}" --html "$out/report.html" --json >"$work/comparison.json"
+
+# All scenarios at a glance, in the order in which they ran.
+overview() {
+    printf '%s\n' "${scenarios[@]}" | jq -Rn --slurpfile all "$work/comparison.json" -r '
+        def short: if . < 1 then . * 1000 | round / 1000 elif . < 100 then . * 10 | round / 10
+            else round end | tostring;
+        def value($s; $set; $key): [$s.rows[] | select(.key == $key) | .cells[$set]?.value][0];
+        $all[0] as $all | ($all.sets | length) as $count |
+        "| | \($all.sets | join(" | ")) |", "|---|\("--:|" * $count)",
+        (inputs as $name | $all.scenarios[] | select(.name == $name) | . as $s |
+            ([range($count) | value($s; .; "cpu") // infinite] | min) as $best |
+            "| [\(.name)](#\(.name)): \(.question // .description) | " + ([range($count) | . as $set |
+                value($s; $set; "cpu") as $cpu |
+                if $cpu == null then "–" else
+                    if $cpu == $best then "**\($cpu | short)**" else $cpu | short end +
+                    if $s.is_closed then "" else
+                        "; \(value($s; $set; "p50") / 1000 | short) / " +
+                        "\(value($s; $set; "p99") // 0 | . / 1000 | short)" end
+                end] | join(" | ")) + " |")'
+}
+
+# The figures that only scenario number $1 has.
+own_figures() {
+    jq -r --argjson scenario "$1" '
+        def short: if . < 100 then . * 100 | round / 100 else round end | tostring;
+        ["cpu", "throughput", "p50", "p90", "p99", "p99.9", "p99.99", "max", "lost", "duplicated",
+         "reordered", "broker-share", "sleeps", "generator-share", "lateness"] as $known |
+        . as $all | .scenarios[$scenario].rows[] | select(.key | IN($known[]) | not) |
+        # Of twenty connections it is chance.
+        select(.key | test("connect") | not or ($all.scenarios[$scenario].name | test("connect"))) |
+        (if .key == "memory" then [1048576, "MiB"] else
+            [1, ({"bytes": "B", "microseconds": "µs"}[.unit | strings] // (.unit | objects | .other)
+            // "")] end) as [$by, $unit] |
+        (if $unit == "" then "" else " (\($unit))" end) as $unit |
+        "- \(.label)\($unit): " + ([.cells | to_entries[] | select(.value != null) |
+            "\($all.sets[.key]) \(.value.value / $by | short)"] | join(", "))' "$work/comparison.json"
+}
 
 # The rows of the table of scenario number $1.
 table_rows() {
@@ -180,13 +258,24 @@ rounds). **CPU µs is what the broker's process spent on a CPU for each delivere
 how many times that of the first; a difference that the spread does not allow to call one is none.
 Latency is in µs; in a closed loop it is that of a full queue. \`perf/README.md\` says what the figures
 claim, \`perf/brokers\` how each broker is set up.
+
+## All of it
+
+CPU µs of the broker for each delivered message (of connect-rate: each connection; of idle-connections:
+each ping), the lowest in bold; in an open loop also the latency, p50 / p99, in µs. A dash: it did not
+run, see the end.
+
 END
+    overview
     for ((number = 0; number < $(jq '.scenarios | length' "$work/comparison.json"); number++)); do
-        jq -r --argjson n "$number" '.scenarios[$n] | "\n## \(.name)\n\n\(.description)\n"' \
+        jq -r --argjson n "$number" '.scenarios[$n] | "\n## \(.name)\n\n" +
+            (if .question then .question + "\n" else "" end) + .description + "\n"' \
             "$work/comparison.json"
         echo '| broker | CPU µs a message | | 1,000 messages a second | p50 | p99 | p99.9 | lost / dup / order |'
         echo '|---|--:|--:|--:|--:|--:|--:|--:|'
         table_rows "$number"
+        echo
+        own_figures "$number"
         jq -r --argjson n "$number" '.scenarios[$n].notes | if length > 0 then
             "\n" + (map("- " + .) | join("\n")) else empty end' "$work/comparison.json"
     done
@@ -197,7 +286,7 @@ END
     $command_line
 
 - $("$noctule" --version), $(git rev-parse --short HEAD 2>/dev/null || echo 'commit unknown')
-- load average before $load_before, after $load_after
+- it took $((SECONDS / 60)) minutes; load average before $load_before, after $load_after
 END
     jq -r '.environment[] | select(.part == "Machine" and .label != "Load before") |
         "- \(.label): \(.values[0] | join(" or "))"' "$work/comparison.json"
