@@ -15,7 +15,7 @@ source scripts/lib.sh
 # shellcheck source=scripts/brokers.sh
 source scripts/brokers.sh
 
-[[ $# -ge 1 && "$1" != -* ]] || die "which scenario? $(cd perf/scenarios && echo ./*.toml)"
+[[ $# -ge 1 && "$1" != -* ]] || die "which scenario? $(basename -s .toml -a perf/scenarios/* | tr '\n' ' ')"
 scenario="$1"
 shift
 broker="noctule-uring"
@@ -45,11 +45,11 @@ while [[ $# -gt 0 ]]; do
     shift 2
 done
 [[ -f "$scenario" ]] || scenario="perf/scenarios/${scenario%.toml}.toml"
-[[ -f "$scenario" ]] || die "no scenario $scenario"
+[[ -f "$scenario" ]] || die "no scenario $scenario; without arguments this says which there are"
 
 need_packages jq:jq taskset:util-linux
 [[ "$(nproc --all)" -ge 2 ]] || die "broker and generator need a CPU each"
-has_broker "$broker" || die "$broker: no $broker_program on the PATH; give it by --peer $broker=PROGRAM"
+has_broker "$broker" || die "$broker: no $broker_program on the PATH; give it by --peer $broker=/path/to/it"
 noctule="$(build_noctule)"
 work="$(mktemp -d)"
 clean_up() {

@@ -64,10 +64,18 @@ filled_in() {
     sed "s|@PORT@|$port|g; s|@WORK@|$work/broker|g; s|@SETTINGS@|$settings|g"
 }
 
-# Starts the broker $1, and waits until it listens.
-# shellcheck disable=SC2154 # work and broker_cpu, see above
+# Starts the broker $1, and waits until it listens. A peer's port may be taken: then on another one.
+# shellcheck disable=SC2154 # work, see above
 start_broker() {
-    local name="$1" tries command=()
+    for _ in {1..4}; do
+        if try_broker "$1"; then return; fi
+    done
+    die "$1 did not start: $(tail -n 5 "$work/log")"
+}
+
+# shellcheck disable=SC2154 # work and broker_cpu, see above
+try_broker() {
+    local name="$1" command=()
     end_broker
     rm -rf "$work/ready" "$work/broker" "$work"/settings.*
     mkdir "$work/broker"
@@ -87,7 +95,7 @@ start_broker() {
     fi
     taskset -c "$broker_cpu" "${command[@]}" >"$work/log" 2>&1 &
     broker_pid=$!
-    for tries in {1..1500}; do
+    for _ in {1..1500}; do
         kill -0 "$broker_pid" 2>/dev/null || break
         if [[ "$name" == noctule-* ]]; then
             port="$(jq -er '.listeners[0] | split(":")[-1]' "$work/ready" 2>/dev/null)" && return
@@ -96,7 +104,7 @@ start_broker() {
         fi
         sleep 0.02
     done
-    die "$name did not start (after $tries tries): $(tail -n 5 "$work/log")"
+    return 1
 }
 
 # Ends our broker, by its id.
