@@ -315,6 +315,31 @@ fn runs_that_cannot_be_read_are_named_with_what_to_do() {
 }
 
 /// From the load generator to the comparison, over real runs.
+/// A ping is not a message; and the question of a scenario stands beside its answer.
+#[test]
+fn the_words_fit_what_was_counted() {
+    let folders = Folders::new();
+    let base = folders.set("base", &USUAL, 3);
+    let dear = folders.set("dear", &Made { cpu_micros: 1.0, ..USUAL }, 3);
+    for run in ["base/fan-out/1", "base/fan-out/2", "dear/fan-out/1"] {
+        let run = folders.path(run);
+        let summary = std::fs::read_to_string(run.join("summary.json")).expect("read a summary");
+        let summary = summary.replace("intended send to delivery", "intended PINGREQ to PINGRESP");
+        std::fs::write(run.join("summary.json"), summary).expect("write a summary");
+        std::fs::write(run.join("run.toml"), "question = \"what does a <ping> cost?\"\n")
+            .expect("write run.toml");
+    }
+    let page = folders.path("page.html").to_string_lossy().into_owned();
+    let text =
+        String::from_utf8_lossy(&compare(&[&base, &dear, "--html", &page]).stdout).into_owned();
+    for words in ["fan-out: What does a <ping> cost?", "CPU per ping", "of base on a ping"] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    assert!(!text.contains("message"), "{text}");
+    let html = std::fs::read_to_string(page).expect("read the page");
+    assert!(html.contains("<p class=\"question\">What does a &lt;ping&gt; cost?</p>"), "escaped");
+}
+
 #[test]
 fn what_bench_leaves_is_what_compare_reads() {
     if support::broker::external().is_some() {

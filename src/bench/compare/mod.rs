@@ -55,6 +55,8 @@ pub struct Scenario {
     pub description: String,
     /// What latency is the time of.
     pub latency_of: String,
+    /// What its figures are for one of: a message, or what is done where none is published.
+    pub counted: &'static str,
     /// Whether messages were sent in a closed loop: its latency is that of a queue kept full.
     pub is_closed: bool,
     /// Runs of each set.
@@ -111,18 +113,37 @@ impl Scenario {
         let first = runs.iter().flatten().next()?;
         let question = first.scenario.get("question").and_then(|text| text.as_str());
         let first = &first.summary;
+        let counted = counted(&first.latency_of);
+        let mut rows = metric::rows(&runs);
+        if counted != "message" {
+            for row in &mut rows {
+                row.label = match row.key.as_str() {
+                    "cpu" => format!("CPU per {counted}"),
+                    "throughput" => capitalised(counted) + "s a second",
+                    "sleeps" => format!("Sleeps per {counted}"),
+                    _ => continue,
+                };
+            }
+        }
         Some(Self {
             name: name.to_owned(),
+            counted,
             question: question.map(capitalised),
             description: first.description.clone(),
             latency_of: first.latency_of.clone(),
             is_closed: matches!(first.mode, Mode::Closed { .. }),
             runs: runs.iter().map(Vec::len).collect(),
-            rows: metric::rows(&runs),
+            rows,
             notes: notes(sets, &runs),
             curves: curve::Curves::new(&runs),
         })
     }
+}
+
+/// What ends when this latency does.
+fn counted(latency_of: &str) -> &'static str {
+    let ends = [("to CONNACK", "connection"), ("to PINGRESP", "ping"), ("to SUBACK", "session")];
+    ends.iter().find(|(end, _)| latency_of.ends_with(end)).map_or("message", |(_, what)| what)
 }
 
 /// What every reader of the figures has to know.

@@ -65,7 +65,7 @@ pub fn sentences(comparison: &Comparison, scenario: &Scenario) -> Vec<(usize, St
             .iter()
             .filter_map(|key| {
                 let versus = scenario.row(key)?.cells[set].as_ref()?.versus?;
-                Some(phrase(key, &versus, base))
+                Some(phrase(key, &versus, base, scenario.counted))
             })
             .collect();
         if !parts.is_empty() {
@@ -75,12 +75,12 @@ pub fn sentences(comparison: &Comparison, scenario: &Scenario) -> Vec<(usize, St
     sentences
 }
 
-fn phrase(key: &str, versus: &Versus, base: &str) -> String {
+fn phrase(key: &str, versus: &Versus, base: &str, counted: &str) -> String {
     let times = ratio(versus.ratio);
     if versus.verdict == Verdict::NoDifference {
         return match key {
-            "cpu" => format!("shows no difference to {base} in CPU per message"),
-            "throughput" => "none in messages a second".into(),
+            "cpu" => format!("shows no difference to {base} in CPU per {counted}"),
+            "throughput" => format!("none in {counted}s a second"),
             "p50" => "none in median latency".into(),
             _ => "none in 99 % latency".into(),
         }
@@ -91,8 +91,11 @@ fn phrase(key: &str, versus: &Versus, base: &str) -> String {
         None => "spread unknown".into(),
     };
     match key {
-        "cpu" => format!("spends {times} the CPU of {base} on a message ({interval})"),
-        "throughput" => format!("delivers {times} as many messages a second ({interval})"),
+        "cpu" => format!("spends {times} the CPU of {base} on a {counted} ({interval})"),
+        "throughput" if counted == "message" => {
+            format!("delivers {times} as many messages a second ({interval})")
+        }
+        "throughput" => format!("has {times} as many {counted}s a second ({interval})"),
         "p50" => format!("median latency {times} ({interval})"),
         _ => format!("99 % latency {times} ({interval})"),
     }
