@@ -22,6 +22,7 @@ build_noctule() {
     if [[ -n "$commit" && -n "$(git status --porcelain --untracked-files=no)" ]]; then
         commit+="-changed"
     fi
+    echo "building noctule: minutes the first time" >&2
     NOCTULE_COMMIT="$commit" cargo build --release --quiet
     echo "$(target_dir)/release/noctule"
 }

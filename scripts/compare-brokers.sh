@@ -166,6 +166,7 @@ measure() {
     fi
 }
 
+echo "${#scenarios[@]} scenarios x ${#brokers[@]} brokers (${brokers[*]}) x $rounds rounds, into $out"
 # A wrong setting shows now, and not in the middle of it.
 for broker in "${brokers[@]}"; do
     start_broker "$broker"
