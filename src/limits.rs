@@ -64,6 +64,10 @@ pub const QUEUE_LEN_MAX: usize = 100_000;
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Answers of one shard that wait for a commit; beyond, publishers are not read.
 pub const PARKED_MAX: usize = 65_536;
+/// Changes of one shard that the journal has not committed, above which its publishers wait.
+pub const CHANGES_OPEN_MAX: u64 = 262_144;
+/// Bytes of large payloads in them, above which publishers wait.
+pub const CHANGES_OPEN_BYTES: u64 = 64 * 1024 * 1024;
 /// Wills of one shard that are due and not yet published; beyond, CONNECTs wait.
 pub const WILLS_DUE_MAX: usize = 4096;
 /// Messages of shared subscriptions that wait for another member, above which no further session

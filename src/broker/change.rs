@@ -18,14 +18,14 @@ use bytes::Bytes;
 use crate::clock::Time;
 use crate::codec::mqtt::{Ack, Packet, PacketId, QoS, ReasonCode};
 use crate::ids::{ConnId, ShardId};
-use crate::limits::PARKED_MAX;
+use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYLOAD_FROM};
 
 use super::conn::State;
 use super::deliver::Publication;
 use super::message::{MessageId, MessageKey};
 use super::route;
 use super::session::SessionKey;
-use super::{Broker, Place, Wait};
+use super::{Broker, Config, Level, Place, Wait};
 
 /// One durable change of this shard's state.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Change {
     pub number: u64,
     /// What changed.
     pub record: Record,
+    /// What it is to survive; never [`Level::None`].
+    pub level: Level,
 }
 
 /// What changed. The fold over all of them is the durable state (SHARDS.md section 5).
@@ -212,10 +214,17 @@ impl Parked {
     }
 }
 
+/// Sequence numbers of one start: more than it can give are skipped for the next.
+const START_BITS: u32 = 32;
+
 /// The numbers, and what waits for them.
 #[derive(Debug)]
 pub(crate) struct Changes {
     enabled: bool,
+    /// The disk takes nothing for now.
+    is_down: bool,
+    /// What state of sessions is to survive.
+    level: Level,
     shard: ShardId,
     last: u64,
     committed: u64,
@@ -225,12 +234,29 @@ pub(crate) struct Changes {
     seen: Vec<u64>,
     /// Ascending by number.
     parked: VecDeque<(u64, ConnId, Parked)>,
+    /// Payload bytes of all changes so far, and of those that are committed.
+    bytes: u64,
+    committed_bytes: u64,
+    /// Ascending: how many bytes there were with some changes.
+    marks: VecDeque<(u64, u64)>,
 }
 
 impl Changes {
-    pub(crate) fn new(Place { shard, shards, .. }: Place, enabled: bool) -> Self {
-        let seen = vec![0; shards];
-        Self { enabled, shard, last: 0, committed: 0, sequence: 0, seen, parked: VecDeque::new() }
+    pub(crate) fn new(Place { shard, shards, .. }: Place, config: &Config) -> Self {
+        Self {
+            enabled: config.record_changes,
+            is_down: false,
+            level: config.durability.highest().max(Level::Process),
+            shard,
+            last: 0,
+            committed: 0,
+            sequence: 0,
+            seen: vec![0; shards],
+            parked: VecDeque::new(),
+            bytes: 0,
+            committed_bytes: 0,
+            marks: VecDeque::new(),
+        }
     }
 
     /// Whether durable state is recorded at all.
@@ -239,12 +265,45 @@ impl Changes {
         self.enabled
     }
 
+    /// The disk takes nothing for now, or does again.
+    pub(crate) fn set_down(&mut self, is_down: bool) {
+        self.is_down = is_down;
+    }
+
+    /// Whether what would have to be recorded is to be refused.
+    pub(crate) fn is_down(&self) -> bool {
+        self.is_down
+    }
+
     /// Says a change; its number.
     pub(crate) fn record(&mut self, changes: &mut Vec<Change>, record: Record) -> u64 {
-        debug_assert!(self.enabled);
+        let level = self.level;
+        self.record_at(level, changes, record)
+    }
+
+    /// Says a change that is to survive what this level says.
+    pub(crate) fn record_at(
+        &mut self,
+        level: Level,
+        changes: &mut Vec<Change>,
+        record: Record,
+    ) -> u64 {
+        debug_assert!(self.enabled && level > Level::None);
         self.last += 1;
-        changes.push(Change { number: self.last, record });
+        if let Record::Publish { payload, .. } = &record
+            && payload.len() >= SHARE_PAYLOAD_FROM
+        {
+            self.bytes += payload.len() as u64;
+            self.marks.push_back((self.last, self.bytes));
+        }
+        changes.push(Change { number: self.last, record, level });
         self.last
+    }
+
+    /// A new start: numbers above all that were ever given.
+    pub(crate) fn start_behind(&mut self, last_sequence: u64) {
+        // Whatever was named and left no trace is skipped, too.
+        self.sequence = ((last_sequence >> START_BITS) + 1) << START_BITS;
     }
 
     /// Names a message of this shard's publishers.
@@ -256,6 +315,25 @@ impl Changes {
         MessageId::new(self.shard, self.sequence)
     }
 
+    /// A message of another shard has come from that shard itself, or by way of others.
+    pub(crate) fn on_seen(&mut self, from: ShardId, id: MessageId, qos: QoS) {
+        self.sequence = self.sequence.max(id.sequence());
+        if id.origin() == from && qos == QoS::AtLeastOnce {
+            self.on_seen_through(from, id.sequence());
+        }
+    }
+
+    /// Whatever QoS 1 message that shard named up to this number has come, or will not come.
+    pub(crate) fn on_seen_through(&mut self, from: ShardId, sequence: u64) {
+        let seen = &mut self.seen[from.index()];
+        *seen = (*seen).max(sequence);
+    }
+
+    /// The sequence number of this shard's own last QoS 1 message.
+    pub(crate) fn seen_here(&self) -> u64 {
+        self.seen[self.shard.index()]
+    }
+
     /// Per origin, the last QoS 1 message that has come here (SHARDS.md J7).
     pub(crate) fn seen(&self) -> Box<[MessageId]> {
         let seen = self.seen.iter().enumerate().filter(|(_, sequence)| **sequence > 0);
@@ -264,6 +342,12 @@ impl Changes {
 
     pub(crate) fn committed(&mut self, change: u64) {
         self.committed = self.committed.max(change);
+        while let Some(&(number, bytes)) = self.marks.front()
+            && number <= change
+        {
+            self.committed_bytes = bytes;
+            self.marks.pop_front();
+        }
     }
 
     /// The number of the last change, if it is not committed yet: who waits for it waits for all.
@@ -276,9 +360,12 @@ impl Changes {
         self.last
     }
 
-    /// Whether a publisher has to wait before it may park one more answer.
+    /// Whether a publisher has to wait before it may say one more change (SHARDS.md L4).
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.parked.len() >= PARKED_MAX
+            || self.last - self.committed >= CHANGES_OPEN_MAX
+            || self.bytes - self.committed_bytes >= CHANGES_OPEN_BYTES
     }
 
     /// Parks behind what is parked already. Answers to PUBLISH go

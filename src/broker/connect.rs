@@ -24,7 +24,7 @@ use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
 use super::timers::Due;
 use super::will::Will;
-use super::{Broker, Disconnection, Step, subscribe};
+use super::{Broker, Disconnection, Level, Step, subscribe};
 
 /// A CONNECT that was read, as long as it is not answered.
 #[derive(Debug)]
@@ -251,6 +251,11 @@ impl Broker {
         }
         let changes = self.changes.last();
         let existing = self.sessions.find(&connecting.client_id);
+        if self.changes.is_down() && self.is_recorded_for(id, existing, &connecting) {
+            // SHARDS.md J8: nothing has happened yet.
+            self.stats.refused_disk_session += 1;
+            return self.refuse(now, id, &connecting.client_id, ReasonCode::SERVER_UNAVAILABLE);
+        }
         if let Some(old) = existing.and_then(|key| self.sessions.get(key)).and_then(|s| s.conn) {
             if self.accepted_at(id) < self.accepted_at(old) {
                 // SHARDS.md H3: this is the older one; it came the longer way.
@@ -274,7 +279,7 @@ impl Broker {
             return self.refuse(now, id, &connecting.client_id, ReasonCode::QUOTA_EXCEEDED);
         }
         connecting.session_present = existing.is_some();
-        let key = existing.unwrap_or_else(|| self.sessions.insert(&connecting.client_id));
+        let key = existing.unwrap_or_else(|| self.begin_session(id, &connecting.client_id));
         self.attach(id, key, &mut connecting);
         if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
             cold.connecting = Some(connecting);
@@ -287,6 +292,33 @@ impl Broker {
         self.changes.park(self.changes.last(), id, Parked::ConnAck);
         self.pause(id);
         Step::Pause
+    }
+
+    /// Whether what this CONNECT does to its session is to be recorded.
+    fn is_recorded_for(
+        &self,
+        id: ConnId,
+        existing: Option<SessionKey>,
+        connecting: &Connecting,
+    ) -> bool {
+        let existing = existing.and_then(|key| self.sessions.get(key));
+        let lasts = connecting.expiry_secs > 0 && self.level_at(id) > Level::None;
+        self.changes.is_enabled() && existing.map_or(lasts, |s| s.is_recorded || lasts)
+    }
+
+    /// A new session, at the level of the listener that this connection came through.
+    fn begin_session(&mut self, id: ConnId, client_id: &str) -> SessionKey {
+        let is_volatile = self.level_at(id) == Level::None;
+        let key = self.sessions.insert(client_id);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.is_volatile = is_volatile;
+        }
+        key
+    }
+
+    fn level_at(&self, id: ConnId) -> Level {
+        let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
+        self.config.durability.of_listener(cold.map(|cold| cold.accepted.listener))
     }
 
     /// Whether CONNACK, without what may be left out, is within the client's Maximum Packet Size.
@@ -316,7 +348,6 @@ impl Broker {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.conn = Some(id);
         let expiry_secs = connecting.expiry_secs.min(self.config.session_expiry_max_secs);
-        let was_durable = session.is_durable();
         session.expiry_secs = expiry_secs;
         session.ends_at = None;
         let waiting = [session.expiry_timer.take(), session.will_timer.take()];
@@ -326,7 +357,8 @@ impl Broker {
         // A Will still waiting is not to be sent [MQTT-3.1.3-9]; the new one takes its place.
         let had_will = session.will.take().is_some();
         session.will = connecting.will.take();
-        if self.changes.is_enabled() && (was_durable || expiry_secs > 0) {
+        if self.changes.is_enabled() && (session.is_recorded || session.is_durable()) {
+            session.is_recorded = true;
             let client_id = session.client_id.clone();
             let changes = &mut self.out.changes;
             let record =
@@ -688,7 +720,8 @@ impl Broker {
         if let Some(session) = self.sessions.get_mut(key) {
             session.expiry_timer = timer;
             session.ends_at = ends_at;
-            if self.changes.is_enabled() {
+            if self.changes.is_enabled() && session.is_durable() {
+                session.is_recorded = true;
                 let client_id = session.client_id.clone();
                 let record = Record::Session { client_id, expiry_secs, offline_since: Some(now) };
                 self.changes.record(&mut self.out.changes, record);
@@ -711,8 +744,7 @@ impl Broker {
         self.give_up_messages(&mut session);
         self.run_moves(now);
         self.stats.sessions_ended += 1;
-        if self.changes.is_enabled() {
-            // Also of one that was not durable at its end: it may have been before.
+        if session.is_recorded {
             let client_id = session.client_id;
             self.changes.record(&mut self.out.changes, Record::SessionEnded { client_id });
         }

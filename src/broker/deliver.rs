@@ -178,7 +178,7 @@ pub(crate) fn to_session(
     let Some(session) = sessions.get_mut(key) else { return };
     if publication.deadline.is_some_and(|deadline| deadline <= now) {
         stats.dropped_expired += 1;
-        return;
+        return broker.record_end(key, publication.id, terms.group);
     }
     let qos = publication.qos.min(terms.qos);
     if qos > QoS::AtMostOnce {
@@ -244,12 +244,20 @@ fn to_window_or_queue(
         return;
     }
     let bounds = (config.queue_len_max, config.queue_bytes_max);
-    if !outgoing.queue.make_room(now, size, bounds, messages, &mut stats.dropped_expired) {
+    let mut expired = Vec::new();
+    let has_room = outgoing.queue.make_room(now, size, bounds, messages, &mut expired);
+    if has_room {
+        outgoing.queue.push(queued(publication.store(messages)), messages);
+        stats.messages_queued += 1;
+    } else {
         stats.dropped_queue_full += 1;
-        return broker.record_end(key, publication.id, terms.group);
+        broker.record_end(key, publication.id, terms.group);
     }
-    outgoing.queue.push(queued(publication.store(messages)), messages);
-    stats.messages_queued += 1;
+    for Queued { message, group, .. } in expired {
+        broker.stats.dropped_expired += 1;
+        broker.record_end(key, stored_id(&broker.messages, message), group);
+        broker.messages.release(message);
+    }
 }
 
 /// Whether the client's window and its outbox have room for one more exchange.

@@ -20,7 +20,7 @@ use crate::limits::SHARE_PAYLOAD_FROM;
 use super::Batch;
 use super::alias::TopicId;
 use super::deliver::{Memo, Publication};
-use super::message::{NewMessage, Payload};
+use super::message::{MessageId, NewMessage, Payload};
 
 const PUBLISH: u8 = 1;
 const BACK: u8 = 2;
@@ -32,6 +32,9 @@ const QUERY: u8 = 7;
 const REPLY: u8 = 8;
 const END: u8 = 9;
 const MEMORY: u8 = 10;
+/// As PUBLISH and BACK, of a message that has a record.
+const PUBLISH_RECORDED: u8 = 11;
+const BACK_RECORDED: u8 = 12;
 
 const QOS: u8 = 0b11;
 const RETAIN: u8 = 1 << 2;
@@ -62,6 +65,8 @@ pub(crate) struct Message<'a> {
     pub(crate) forwarded: &'a [u8],
     /// Client id of the publisher; travels with a retained store only (No Local of a replay).
     pub(crate) publisher_id: &'a str,
+    /// Its name in the journal, if it has a record there.
+    pub(crate) id: Option<MessageId>,
 }
 
 impl<'a> Message<'a> {
@@ -75,6 +80,7 @@ impl<'a> Message<'a> {
             deadline: publication.deadline,
             forwarded: publication.forwarded,
             publisher_id: publication.publisher_id,
+            id: publication.id,
         }
     }
 
@@ -89,12 +95,12 @@ impl<'a> Message<'a> {
             forwarded: self.forwarded,
             publisher: None,
             publisher_id: self.publisher_id,
-            id: None,
+            id: self.id,
             memo: Memo::default(),
         }
     }
 
-    /// To be stored.
+    /// To be stored as its topic's value. Who gets it from there is owed nothing by the journal.
     pub(crate) fn to_new(self) -> NewMessage<'a> {
         NewMessage {
             topic: self.topic,
@@ -209,6 +215,8 @@ pub(crate) enum Entry<'a> {
     /// All changes up to this number are applied; with the sender's retained counters.
     Applied {
         through: u64,
+        /// The sequence number of the sender's last QoS 1 message with a record.
+        seen: u64,
         counters: Row<'a>,
     },
     Query(Query<'a>),
@@ -270,7 +278,7 @@ impl Batch {
 
     /// `groups` of [`Batch::push_group`] must follow.
     pub(crate) fn push_publish(&mut self, message: &Message<'_>, duty: Duty, groups: usize) {
-        self.bytes.push(PUBLISH);
+        self.push_tag(message, (PUBLISH, PUBLISH_RECORDED));
         let flags =
             flag(duty.plain, PLAIN) | flag(duty.store, STORE) | flag(duty.stamp.is_some(), STAMP);
         self.push_head(message, flags);
@@ -292,7 +300,7 @@ impl Batch {
     }
 
     pub(crate) fn push_back(&mut self, message: &Message<'_>, key: &str, spread: u32) {
-        self.bytes.push(BACK);
+        self.push_tag(message, (BACK, BACK_RECORDED));
         self.push_head(message, 0);
         self.push_body(message);
         self.push_number(u64::from(spread));
@@ -324,9 +332,10 @@ impl Batch {
         }
     }
 
-    pub(crate) fn push_applied(&mut self, through: u64, counters: &[u64]) {
+    pub(crate) fn push_applied(&mut self, through: u64, seen: u64, counters: &[u64]) {
         self.bytes.push(APPLIED);
         self.push_number(through);
+        self.push_number(seen);
         self.push_row(counters);
     }
 
@@ -367,6 +376,17 @@ impl Batch {
 
     pub(crate) fn push_memory(&mut self, is_short: bool) {
         self.bytes.extend_from_slice(&[MEMORY, u8::from(is_short)]);
+    }
+
+    #[inline]
+    fn push_tag(&mut self, message: &Message<'_>, (plain, recorded): (u8, u8)) {
+        match message.id {
+            None => self.bytes.push(plain),
+            Some(id) => {
+                self.bytes.push(recorded);
+                self.bytes.extend_from_slice(&id.to_bits().to_le_bytes());
+            }
+        }
     }
 
     fn push_head(&mut self, message: &Message<'_>, flags: u8) {
@@ -444,11 +464,18 @@ impl<'a> Reader<'a> {
         let origin = ShardId::new(usize::from(self.byte()));
         let number = self.number();
         let publisher_id = self.text();
-        let message = self.body(flags, deadline, publisher_id);
+        let message = self.body((None, flags), deadline, publisher_id);
         Value { message, origin, number }
     }
 
-    fn publish(&mut self) -> Entry<'a> {
+    /// The name of a message with a record.
+    fn id(&mut self) -> Option<MessageId> {
+        let id = MessageId::from_bits(self.word());
+        assert!(id.is_some(), "invariant: an id");
+        id
+    }
+
+    fn publish(&mut self, id: Option<MessageId>) -> Entry<'a> {
         let (flags, deadline) = self.head();
         let stamp = (flags & STAMP != 0).then(|| Stamp {
             owner: ShardId::new(usize::from(self.byte())),
@@ -456,7 +483,7 @@ impl<'a> Reader<'a> {
         });
         let store = flags & STORE != 0;
         let publisher_id = if store { self.text() } else { "" };
-        let message = self.body(flags, deadline, publisher_id);
+        let message = self.body((id, flags), deadline, publisher_id);
         let rest = self.length();
         let groups = Groups { rest, reader: self.clone() };
         for _ in 0..rest {
@@ -486,7 +513,19 @@ impl<'a> Reader<'a> {
         (flags, (flags & DEADLINE != 0).then(|| Time::from_nanos(self.word())))
     }
 
-    fn body(&mut self, flags: u8, deadline: Option<Time>, publisher_id: &'a str) -> Message<'a> {
+    fn back(&mut self, id: Option<MessageId>) -> Entry<'a> {
+        let (flags, deadline) = self.head();
+        let message = self.body((id, flags), deadline, "");
+        let spread = self.length();
+        Entry::Back { message, key: self.text(), spread }
+    }
+
+    fn body(
+        &mut self,
+        (id, flags): (Option<MessageId>, u8),
+        deadline: Option<Time>,
+        publisher_id: &'a str,
+    ) -> Message<'a> {
         let topic = self.text();
         let forwarded = self.slice();
         let shared = (flags & SHARED != 0).then(|| {
@@ -500,7 +539,7 @@ impl<'a> Reader<'a> {
         };
         let qos = QoS::from_bits(flags & QOS).expect("invariant: a QoS");
         let retain = flags & RETAIN != 0;
-        Message { topic, payload, shared, qos, retain, deadline, forwarded, publisher_id }
+        Message { topic, payload, shared, qos, retain, deadline, forwarded, publisher_id, id }
     }
 
     fn take(&mut self, len: usize) -> &'a [u8] {
@@ -558,15 +597,20 @@ impl<'a> Iterator for Reader<'a> {
             return None;
         }
         Some(match self.byte() {
-            PUBLISH => self.publish(),
-            BACK => {
-                let (flags, deadline) = self.head();
-                let message = self.body(flags, deadline, "");
-                let spread = self.length();
-                Entry::Back { message, key: self.text(), spread }
+            PUBLISH => self.publish(None),
+            PUBLISH_RECORDED => {
+                let id = self.id();
+                self.publish(id)
+            }
+            BACK => self.back(None),
+            BACK_RECORDED => {
+                let id = self.id();
+                self.back(id)
             }
             tag @ (INTEREST_EXACT | INTEREST_WILD | INTEREST_GROUP) => self.interest(tag),
-            APPLIED => Entry::Applied { through: self.number(), counters: self.row() },
+            APPLIED => {
+                Entry::Applied { through: self.number(), seen: self.number(), counters: self.row() }
+            }
             QUERY => Entry::Query(Query {
                 id: self.length(),
                 limit: self.length(),
@@ -601,6 +645,7 @@ mod tests {
             deadline: Some(Time::from_nanos(300)),
             forwarded: &[1, 2, 3],
             publisher_id: "client",
+            id: None,
         }
     }
 
@@ -615,7 +660,8 @@ mod tests {
     fn entries_are_read_as_they_were_written() {
         let large = Bytes::from(vec![7; SHARE_PAYLOAD_FROM]);
         let small = message(b"payload", None);
-        let shared = message(&large, Some(&large));
+        let id = Some(MessageId::new(ShardId::new(3), 1 << 40));
+        let shared = Message { id, ..message(&large, Some(&large)) };
         let stamp = Some(Stamp { owner: ShardId::new(5), number: u64::MAX });
         let duty = Duty { plain: true, store: true, stamp };
         let light = Duty { plain: false, store: false, stamp: None };
@@ -632,7 +678,7 @@ mod tests {
         batch.push_interest(129, Interest::Exact { hash: 1 << 63, state: 1 });
         batch.push_interest(130, Interest::Wild { filter: "a/#", state: 3 });
         batch.push_interest(131, Interest::Group { key: "g/a/+", members });
-        batch.push_applied(131, &[1, 2, u64::MAX]);
+        batch.push_applied(131, 1 << 41, &[1, 2, u64::MAX]);
         batch.push_query((9, 64), ("a/#", "a/b"), &[4, 5, 6]);
         batch.push_reply(9, "", &[7, 8], 1);
         batch.push_value(&shared, ShardId::new(1), 77);
@@ -645,14 +691,19 @@ mod tests {
             panic!("a publish")
         };
         assert_same(&message, &small);
+        assert_eq!(message.id, None);
         assert_eq!((read, message.publisher_id), (duty, "client"));
         assert_eq!(named.collect::<Vec<_>>(), groups);
         let Some(Entry::Publish { message, duty: read, mut groups }) = reader.next() else {
             panic!("a publish")
         };
         assert_same(&message, &shared);
+        assert_eq!(message.id, id);
         assert!(read == light && groups.next().is_none() && message.shared.is_some());
-        assert!(matches!(reader.next(), Some(Entry::Back { key: "g/a/+", spread: 300, .. })));
+        let Some(Entry::Back { message, key: "g/a/+", spread: 300 }) = reader.next() else {
+            panic!("a message that comes back")
+        };
+        assert_eq!(message.id, id);
         for expected in [
             (129, Interest::Exact { hash: 1 << 63, state: 1 }),
             (130, Interest::Wild { filter: "a/#", state: 3 }),
@@ -663,10 +714,10 @@ mod tests {
             };
             assert_eq!((number, change), expected);
         }
-        let Some(Entry::Applied { through: 131, counters }) = reader.next() else {
+        let Some(Entry::Applied { through: 131, seen, counters }) = reader.next() else {
             panic!("applied")
         };
-        assert_eq!(counters.iter().collect::<Vec<_>>(), [1, 2, u64::MAX]);
+        assert_eq!((seen, counters.iter().collect::<Vec<_>>()), (1 << 41, vec![1, 2, u64::MAX]));
         let Some(Entry::Query(query)) = reader.next() else { panic!("a query") };
         assert_eq!((query.id, query.limit, query.filter, query.after), (9, 64, "a/#", "a/b"));
         let Some(Entry::Reply(reply)) = reader.next() else { panic!("a reply") };

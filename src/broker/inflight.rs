@@ -112,6 +112,24 @@ impl Outbound {
         id_of(number)
     }
 
+    /// An exchange that the journal gave back, behind those that are there: PUBLISH is to be sent
+    /// again, or without a message PUBREL.
+    pub(crate) fn restore(&mut self, id: PacketId, queued: Option<(Queued, Option<MessageId>)>) {
+        let residue = u64::from(id.get() - 1);
+        let number = self.next + (IDS + residue - self.next % IDS) % IDS;
+        self.next = number + 1;
+        let stage = match queued {
+            Some(_) => Stage::Published,
+            None => {
+                self.released = self.released.wrapping_add(1);
+                Stage::Released(self.released)
+            }
+        };
+        let (queued, assigned) = queued.unzip();
+        let assigned = assigned.flatten();
+        self.exchanges.push_back(Exchange { number, stage, was_sent: true, assigned, queued });
+    }
+
     /// Whether an exchange from an earlier turn through the ids still holds this one's id.
     fn is_lapped(&self, number: u64) -> bool {
         self.exchanges.front().is_some_and(|first| first.number + IDS <= number)
@@ -250,8 +268,9 @@ pub(crate) enum Held {
     Present,
 }
 
-/// The QoS 2 packet ids that the client has published and not released. Two bits each, in pages
-/// that exist while one of their ids is held.
+/// The QoS 2 packet ids that the client has published and not released. Two bits each (0 free, 1
+/// of an earlier connection, 2 of the present one, 3 of that and recorded), in pages that exist
+/// while one of their ids is held.
 #[derive(Debug, Default)]
 pub(crate) struct Inbound {
     pages: Vec<Option<Box<[u64; PAGE_WORDS]>>>,
@@ -272,8 +291,8 @@ impl Inbound {
         }
     }
 
-    /// The id is held, as one of the present connection.
-    pub(crate) fn hold(&mut self, id: PacketId) {
+    /// The id is held, as one of the present connection; `recorded` if the journal has it.
+    pub(crate) fn hold(&mut self, id: PacketId, recorded: bool) {
         let (page, word, shift) = place(id);
         if self.get(id) == Held::No {
             self.held += 1;
@@ -282,7 +301,14 @@ impl Inbound {
             self.pages.resize_with(page + 1, || None);
         }
         let words = self.pages[page].get_or_insert_with(|| Box::new([0; PAGE_WORDS]));
-        words[word] = words[word] & !(3 << shift) | 2 << shift;
+        words[word] = words[word] & !(3 << shift) | (2 | u64::from(recorded)) << shift;
+    }
+
+    /// Whether the journal may have this id, so that its release is to be recorded.
+    pub(crate) fn is_recorded(&self, id: PacketId) -> bool {
+        let (page, word, shift) = place(id);
+        // Of an earlier connection this is not known any more.
+        matches!(self.pages.get(page), Some(Some(words)) if words[word] >> shift & 1 == 1)
     }
 
     /// The id is free; tells how it was held.
@@ -438,7 +464,7 @@ mod tests {
             for (what, n) in steps {
                 match what {
                     0..4 => {
-                        inbound.hold(id(n));
+                        inbound.hold(id(n), false);
                         reference.insert(n, Held::Present);
                     }
                     4..7 => {

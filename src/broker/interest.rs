@@ -145,6 +145,11 @@ impl Interest {
         number <= self.applied_by_all
     }
 
+    /// Whether all shards have applied all of our changes.
+    pub(crate) fn is_applied_everywhere(&self) -> bool {
+        self.is_applied(self.number)
+    }
+
     /// The last change that all shards have applied.
     pub(crate) fn applied_by_all(&self) -> u64 {
         self.applied_by_all

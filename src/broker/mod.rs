@@ -10,7 +10,8 @@
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `authentication` (AUTH), `publish`
 //! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
 //! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
-//! `moving`, `timers`, `change`, `durable`; the way from a publisher to its receivers is `route` with `topic_tree`,
+//! `moving`, `timers`; what lasts is `durability`, `change`,
+//! `durable`, `restore`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
@@ -24,6 +25,7 @@ pub mod change;
 pub(crate) mod conn;
 mod connect;
 pub(crate) mod deliver;
+pub mod durability;
 pub mod durable;
 pub(crate) mod entry;
 pub(crate) mod inflight;
@@ -36,6 +38,7 @@ pub(crate) mod policy;
 mod publish;
 pub(crate) mod queue;
 pub(crate) mod replay;
+mod restore;
 pub(crate) mod retained;
 pub(crate) mod route;
 pub(crate) mod session;
@@ -71,6 +74,8 @@ pub use crate::codec::mqtt::QoS;
 pub use auth::{Auth, Decision};
 pub use authentication::{Claim, Exchange, Method, Outcome};
 pub use change::{Change, Record};
+pub use durability::{Durability, Level};
+pub use durable::DurableState;
 pub use policy::{Refer, Referral};
 pub use stats::Stats;
 
@@ -135,6 +140,8 @@ pub struct Config {
     pub memory_budget: usize,
     /// Whether durable state is recorded as [`Change`]s, and answers wait for their commit.
     pub record_changes: bool,
+    /// Of which sessions and messages, if so, and what they are to survive.
+    pub durability: Durability,
 }
 
 impl Default for Config {
@@ -168,6 +175,7 @@ impl Default for Config {
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
             memory_budget: limits::MEMORY_BUDGET_DEFAULT,
             record_changes: false,
+            durability: Durability::default(),
         }
     }
 }
@@ -370,7 +378,7 @@ impl Broker {
             wills: will::Wills::default(),
             moves: moving::Moves::default(),
             timers: timers::Timers::default(),
-            changes: change::Changes::new(place, config.record_changes),
+            changes: change::Changes::new(place, &config),
             assigner: connect::Assigner::new(seed),
             stats: Stats::default(),
             topic_tree: topic_tree::TopicTree::new(seed),
@@ -545,6 +553,18 @@ impl Broker {
     pub fn handle_committed(&mut self, now: Time, change: u64) {
         self.changes.committed(change);
         self.handle_progress(now);
+        route::go_on_ending(self);
+    }
+
+    /// Whether the disk takes no changes for now: what would have to be recorded is refused before
+    /// any copy of it leaves (SHARDS.md J8). What was accepted before waits on.
+    pub fn handle_disk(&mut self, is_down: bool) {
+        self.changes.set_down(is_down);
+    }
+
+    /// Changes that were said and are not committed.
+    pub fn has_uncommitted(&self) -> bool {
+        self.changes.pending().is_some()
     }
 
     /// The decision that [`Decision::Later`] announced. A connection that is gone is ignored.

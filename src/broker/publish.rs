@@ -21,7 +21,7 @@ use super::inflight::Held;
 use super::message::{Payload, STORED_OVERHEAD};
 use super::policy::Refusal;
 use super::session::SessionKey;
-use super::{Broker, Frame, Step, Wait, memory, route};
+use super::{Broker, Frame, Level, Step, Wait, memory, route};
 
 /// Buffers of the publication in hand.
 #[derive(Debug, Default)]
@@ -120,15 +120,15 @@ impl Broker {
                 // [MQTT-3.3.4-9]
                 return self.protocol_error(now, conn, ReasonCode::RECEIVE_MAXIMUM_EXCEEDED);
             }
-            if self.changes.is_full() {
-                return Step::Wait;
-            }
+        }
+        if (publish.packet_id.is_some() || publish.retain) && self.changes.is_full() {
+            return Step::Wait;
         }
         if route::may_publish(self, topic, publish.retain) == Err(Wait) {
             return Step::Wait;
         }
         self.count_in(publish.qos);
-        if let Some(refusal) = self.refusal(key, publish, topic, frame) {
+        if let Some(refusal) = self.refusal((conn, key), publish, topic, frame) {
             return self.refuse_publish(now, conn, key, publish, &refusal);
         }
         self.accept_publish(now, conn, key, publish, topic, frame);
@@ -138,7 +138,7 @@ impl Broker {
     /// Why a publication is not taken, if it is not.
     fn refusal(
         &mut self,
-        key: SessionKey,
+        (conn, key): (ConnId, SessionKey),
         publish: &Publish<'_>,
         topic: &str,
         frame: Frame<'_>,
@@ -161,8 +161,34 @@ impl Broker {
             return Some(ReasonCode::TOPIC_NAME_INVALID.into());
         }
         let session = self.sessions.get(key)?;
-        let allowed = self.auth.may_publish(&session.client_id, topic);
-        (!allowed).then(|| ReasonCode::NOT_AUTHORIZED.into())
+        if !self.auth.may_publish(&session.client_id, topic) {
+            return Some(ReasonCode::NOT_AUTHORIZED.into());
+        }
+        if self.changes.is_down()
+            && self.level_of(Some(conn), topic, publish.qos, publish.retain) > Level::None
+        {
+            // Before any copy of it leaves (SHARDS.md J8).
+            self.stats.refused_disk += 1;
+            let why = "the server cannot store it now".into();
+            return Some(Refusal { why, ..ReasonCode::QUOTA_EXCEEDED.into() });
+        }
+        None
+    }
+
+    /// What a publication's record is to survive; none if it has no record: nobody who outlives a
+    /// restart wants it, and it is not retained (SHARDS.md J1).
+    fn level_of(&mut self, conn: Option<ConnId>, topic: &str, qos: QoS, retain: bool) -> Level {
+        if !self.changes.is_enabled() {
+            return Level::None;
+        }
+        let at_least_once = qos > QoS::AtMostOnce;
+        let is_wanted = retain || at_least_once && route::is_wanted_durably(self, topic);
+        if !is_wanted {
+            return Level::None;
+        }
+        let cold = conn.and_then(|conn| self.conns.get(conn)).and_then(|conn| conn.cold.as_ref());
+        let listener = cold.map(|cold| cold.accepted.listener);
+        self.config.durability.of_message(listener, topic)
     }
 
     /// A refused publication: 5.0 has a code for it. Before, there is only the positive answer
@@ -235,7 +261,8 @@ impl Broker {
             memo: Memo::default(),
         };
         let origin = (&publisher_id, publish.packet_id, false);
-        let change = self.record_publish(&mut publication, origin);
+        let level = self.level_of(Some(conn), topic, publish.qos, publish.retain);
+        let change = self.record_publish(level, &mut publication, origin);
         match publish.packet_id {
             None => {
                 self.route(now, &publication);
@@ -248,6 +275,9 @@ impl Broker {
             }
             Some(id) => {
                 self.use_slot(conn, key, id, Held::Present);
+                if change.is_some() {
+                    self.hold_recorded(key, id);
+                }
                 let is_behind = self.conns.get(conn).is_some_and(|conn| conn.parked > 0);
                 if change.is_some() || is_behind {
                     // SHARDS.md J2, and H7: later QoS 2 waits behind it, durable or not.
@@ -265,20 +295,15 @@ impl Broker {
         self.publishing.forwarded = forwarded;
     }
 
-    /// Records a publication that a durable session wants, or that is retained (SHARDS.md J1); the
-    /// change that its answer waits for, if it waits. It comes from a client, under this packet id,
-    /// or is its Will.
-    pub(super) fn record_publish(
+    /// Records a publication, if [`Broker::level_of`] says so (SHARDS.md J1); the change that its
+    /// answer waits for, if it waits. It comes from a client, under this packet id, or is its Will.
+    fn record_publish(
         &mut self,
+        level: Level,
         publication: &mut Publication<'_>,
         (publisher, packet_id, is_will): (&Rc<str>, Option<PacketId>, bool),
     ) -> Option<u64> {
-        if !self.changes.is_enabled() {
-            return None;
-        }
-        let at_least_once = publication.qos > QoS::AtMostOnce;
-        let is_wanted = at_least_once && route::is_wanted_durably(self, publication.topic);
-        if !publication.retain && !is_wanted {
+        if level == Level::None {
             return None;
         }
         let message = self.changes.next_message_id(publication.qos);
@@ -295,8 +320,20 @@ impl Broker {
             deadline: publication.deadline,
             is_will,
         };
-        let change = self.changes.record(&mut self.out.changes, record);
-        at_least_once.then_some(change)
+        let change = self.changes.record_at(level, &mut self.out.changes, record);
+        (publication.qos > QoS::AtMostOnce).then_some(change)
+    }
+
+    /// Records the Will of a client that is published now. Whether it has a record.
+    pub(super) fn record_will(
+        &mut self,
+        publication: &mut Publication<'_>,
+        client_id: &Rc<str>,
+        is_will: bool,
+    ) -> bool {
+        let level = self.level_of(None, publication.topic, publication.qos, publication.retain);
+        self.record_publish(level, publication, (client_id, None, is_will));
+        publication.id.is_some()
     }
 
     /// Gives a publication to the routing half; whether anybody receives it.
@@ -324,6 +361,9 @@ impl Broker {
             return Step::Close;
         };
         let Some(session) = self.sessions.get_mut(key) else { return Step::Close };
+        let is_recorded = self.changes.is_enabled()
+            && session.is_durable()
+            && session.inbound.as_ref().is_some_and(|inbound| inbound.is_recorded(id));
         let held = session.inbound.as_mut().map_or(Held::No, |inbound| inbound.release(id));
         if held == Held::No {
             self.stats.acks_unknown += 1;
@@ -331,7 +371,6 @@ impl Broker {
             self.answer_pubrel(conn, None, id, reason);
             return Step::Next;
         }
-        let is_recorded = self.changes.is_enabled() && session.is_durable();
         let client_id = is_recorded.then(|| session.client_id.clone());
         if held == Held::Present
             && let Some(conn) = self.conns.get_mut(conn)
@@ -387,7 +426,14 @@ impl Broker {
         if held == Held::Present
             && let Some(session) = self.sessions.get_mut(key)
         {
-            session.inbound.get_or_insert_with(Box::default).hold(id);
+            session.inbound.get_or_insert_with(Box::default).hold(id, false);
+        }
+    }
+
+    /// The same for one with a record: its release is to be recorded, too.
+    fn hold_recorded(&mut self, key: SessionKey, id: PacketId) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.inbound.get_or_insert_with(Box::default).hold(id, true);
         }
     }
 

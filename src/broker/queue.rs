@@ -63,17 +63,17 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Whether a message of `size` bytes has room, once what has expired is forgotten; `expired`
-    /// counts that.
+    /// gets that, references included.
     pub(crate) fn make_room(
         &mut self,
         now: Time,
         size: usize,
         bounds: (usize, usize),
-        messages: &mut Messages,
-        expired: &mut u64,
+        messages: &Messages,
+        expired: &mut Vec<Queued>,
     ) -> bool {
         if !self.has_room(size, bounds) && self.earliest.is_some_and(|earliest| earliest <= now) {
-            *expired += self.forget_expired(now, messages);
+            self.take_expired(now, messages, expired);
         }
         self.has_room(size, bounds)
     }
@@ -127,24 +127,21 @@ impl Queue {
         self.entries.len() < len_max && self.bytes + size <= bytes_max
     }
 
-    fn forget_expired(&mut self, now: Time, messages: &mut Messages) -> u64 {
-        let before = self.entries.len();
-        let mut earliest: Option<Time> = None;
-        let bytes = &mut self.bytes;
-        self.entries.retain(|queued| {
+    fn take_expired(&mut self, now: Time, messages: &Messages, expired: &mut Vec<Queued>) {
+        let entries = std::mem::take(&mut self.entries);
+        self.earliest = None;
+        for queued in entries {
             let stored = messages.get(queued.message);
             if stored.is_expired(now) {
-                *bytes -= stored.size();
-                messages.release(queued.message);
-                return false;
+                self.bytes -= stored.size();
+                expired.push(queued);
+                continue;
             }
             if let Some(deadline) = stored.deadline {
-                earliest = Some(earliest.map_or(deadline, |e| e.min(deadline)));
+                self.earliest = Some(self.earliest.map_or(deadline, |e| e.min(deadline)));
             }
-            true
-        });
-        self.earliest = earliest;
-        (before - self.entries.len()) as u64
+            self.entries.push_back(queued);
+        }
     }
 }
 
@@ -176,14 +173,15 @@ mod tests {
         now: Time,
         bounds: (usize, usize),
     ) -> (bool, u64) {
-        let (size, mut expired) = (messages.get(queued.message).size(), 0);
+        let (size, mut expired) = (messages.get(queued.message).size(), Vec::new());
         let room = queue.make_room(now, size, bounds, messages, &mut expired);
+        expired.iter().for_each(|queued| messages.release(queued.message));
         if room {
             queue.push(queued, messages);
         } else {
             messages.release(queued.message);
         }
-        (room, expired)
+        (room, expired.len() as u64)
     }
 
     #[test]

@@ -320,6 +320,24 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
     }
 }
 
+/// A value that the journal gave back; its topic has none yet. Its stamp has the number 0: it is
+/// older than whatever is published from now on (SHARDS.md section 3).
+pub(crate) fn restore(broker: &mut Broker, message: &Message<'_>) {
+    let Broker { retained, messages, .. } = broker;
+    let (topic, deadline) = (Rc::<str>::from(message.topic), message.deadline);
+    let publisher = message.publisher_id.into();
+    let mut new = message.to_new();
+    new.publisher = Some(&publisher);
+    let (message, origin) = (messages.insert(new), retained.place.shard);
+    let value = Value { topic: topic.clone(), message, publisher, deadline, origin, number: 0 };
+    let index = u32::try_from(retained.values.insert(value)).expect("invariant: bounded");
+    retained.by_topic.insert(topic.clone(), index);
+    retained.ordered.insert(topic, index);
+    if let Some(deadline) = deadline {
+        retained.deadlines.insert((deadline, index));
+    }
+}
+
 /// Removes what has expired; a bounded number per call.
 pub(crate) fn expire(broker: &mut Broker, now: Time) {
     for _ in 0..DEFERRED_PER_TICK {
@@ -409,6 +427,7 @@ fn answer(broker: &mut Broker, now: Time, question: &Question) {
             deadline: stored.deadline,
             forwarded: stored.forwarded(),
             publisher_id: &value.publisher,
+            id: None,
         };
         batch.push_value(&message, value.origin, value.number);
     }
@@ -436,6 +455,7 @@ mod tests {
             deadline: None,
             forwarded: &[],
             publisher_id: "p",
+            id: None,
         }
     }
 

@@ -99,10 +99,13 @@ struct Spare {
 /// The protocol of section 7: nobody leaves while something may still come to it.
 #[derive(Debug, Default)]
 struct Ending {
+    /// Shards whose full interest has come at the start.
+    restored: ShardSet,
     began: bool,
     first: ShardSet,
     said_second: bool,
     second: ShardSet,
+    last: ShardSet,
 }
 
 impl Routing {
@@ -461,6 +464,10 @@ fn to_member(broker: &mut Broker, now: Time, publication: &Publication<'_>, chos
     };
     let terms = Terms { group: Some(chosen), ..to_terms(publication, &member.subscription) };
     deliver::to_session(broker, now, member.session, publication, &terms);
+    if publication.qos.min(terms.qos) == QoS::AtMostOnce {
+        // The group is done with it (SHARDS.md J9).
+        broker.record_end(member.session, publication.id, Some(chosen));
+    }
 }
 
 /// Makes a publication of a stored message, whose reference the caller holds meanwhile.
@@ -538,6 +545,9 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
         match entry {
             Entry::Publish { message, duty, groups } => {
                 let publication = message.to_publication();
+                if let Some(id) = publication.id {
+                    broker.changes.on_seen(from, id, publication.qos);
+                }
                 on_message(broker, now, from, &publication, duty);
                 if groups.len() > 0 && !duty.plain {
                     recall(broker, &publication);
@@ -554,7 +564,8 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
                 }
             }
             Entry::Interest { number, change } => on_interest(broker, from, number, change),
-            Entry::Applied { through, counters } => {
+            Entry::Applied { through, seen, counters } => {
+                broker.changes.on_seen_through(from, seen);
                 broker.replays.learn_row(from, counters.iter());
                 if broker.interest.on_applied(from, through) {
                     subscribe::on_applied(broker, now);
@@ -571,8 +582,9 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &su
     }
     let through = broker.interest.heard(from);
     if through > heard {
-        let Broker { out, retained, .. } = broker;
-        out.batches[from.index()].push_applied(through, retained.counters());
+        let Broker { out, retained, changes, .. } = broker;
+        let batch = &mut out.batches[from.index()];
+        batch.push_applied(through, changes.seen_here(), retained.counters());
     }
     // At once: meanwhile the others go on sending.
     memory::say(broker);
@@ -648,20 +660,31 @@ fn on_interest(broker: &mut Broker, from: ShardId, number: u64, change: Change<'
 impl Ending {
     fn hear(&mut self, from: ShardId, step: u8) {
         match step {
+            RESTORED => self.restored.insert(from),
             1 => self.first.insert(from),
-            _ => self.second.insert(from),
+            2 => self.second.insert(from),
+            _ => self.last.insert(from),
         }
     }
 }
 
-/// Says the second END once all have said the first and no question is open.
-fn go_on_ending(broker: &mut Broker) {
+/// The step of an END that says at the start: what I want stands before this.
+const RESTORED: u8 = 0;
+/// The step of the END behind which there are no more changes.
+const LAST: u8 = 3;
+
+/// Says the second END once all have said the first and no question is open: the journal's, too.
+pub(crate) fn go_on_ending(broker: &mut Broker) {
     let Broker { routing: Routing { ending, .. }, place, .. } = broker;
     let others = place.shards - 1;
     if !ending.began || ending.said_second || ending.first.len() < others {
         return;
     }
-    if broker.replays.is_idle() && broker.retained.is_idle() && broker.subscribing.is_idle() {
+    if broker.replays.is_idle()
+        && broker.retained.is_idle()
+        && broker.subscribing.is_idle()
+        && broker.changes.pending().is_none()
+    {
         ending.said_second = true;
         say_end(broker, 2);
     }
@@ -676,7 +699,19 @@ fn say_end(broker: &mut Broker, step: u8) {
     }
 }
 
+/// All that the journal gave back is said to the others.
+pub(crate) fn say_restored(broker: &mut Broker) {
+    say_end(broker, RESTORED);
+}
+
 impl Broker {
+    /// Whether all shards know what each other wants, after [`Broker::restore`] was called on each:
+    /// only then may clients come (SHARDS.md I6).
+    pub fn is_open(&self) -> bool {
+        self.routing.ending.restored.len() == self.place.shards - 1
+            && self.interest.is_applied_everywhere()
+    }
+
     /// The shard reads no more: the first END goes out behind everything else (SHARDS.md section
     /// 7). Idempotent. Lanes are drained on until [`Broker::has_ended`]; then
     /// [`Broker::handle_shutdown`] closes the connections.
@@ -685,6 +720,17 @@ impl Broker {
             say_end(self, 1);
             go_on_ending(self);
         }
+    }
+
+    /// The connections are closed: this shard says no more changes. The journal's host stays until
+    /// all have said so.
+    pub fn handle_last_end(&mut self) {
+        say_end(self, LAST);
+    }
+
+    /// Whether all other shards have said their last change.
+    pub fn has_heard_last(&self) -> bool {
+        self.routing.ending.last.len() == self.place.shards - 1
     }
 
     /// Whether nothing can come from another shard any more, and no other shard waits for us.

@@ -46,6 +46,10 @@ pub(crate) struct Session {
     /// QoS 2 from the client: exists from the first such message on.
     pub(crate) inbound: Option<Box<Inbound>>,
     pub(crate) subscriptions: SessionSubscriptions,
+    /// It began where nothing lasts.
+    pub(crate) is_volatile: bool,
+    /// The journal knows of it.
+    pub(crate) is_recorded: bool,
 }
 
 /// QoS 1 and 2 messages towards a client.
@@ -63,7 +67,7 @@ impl Session {
 
     /// Whether it outlives its connection, and so a restart.
     pub(crate) fn is_durable(&self) -> bool {
-        self.expiry_secs > 0
+        self.expiry_secs > 0 && !self.is_volatile
     }
 }
 
@@ -111,6 +115,8 @@ impl Sessions {
             outgoing: None,
             inbound: None,
             subscriptions: SessionSubscriptions::default(),
+            is_volatile: false,
+            is_recorded: false,
         });
         let previous = self.by_client_id.insert(client_id, key);
         debug_assert!(previous.is_none(), "one session per client id");

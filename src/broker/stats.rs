@@ -152,6 +152,12 @@ stats! {
     dropped_no_member,
     /// Publications refused, with a reason, before they were forwarded.
     publishes_refused,
+    /// Of those, and of QoS 0 publications dropped, ones that the disk could not take.
+    refused_disk,
+    /// CONNECTs and SUBSCRIBEs for sessions that last, refused because the disk could not take them.
+    refused_disk_session,
+    /// Sessions that the journal gave back at the start.
+    sessions_restored,
     /// Acknowledgements of what was not under way.
     acks_unknown,
 }

@@ -149,6 +149,8 @@ struct Waiting {
     /// Words for the first filter that was refused.
     why: Option<Cow<'static, str>>,
     beginnings: Vec<Beginning>,
+    /// Shared ones: they have begun, and are recorded when all shards know of them.
+    joined: Vec<(GroupId, Subscription)>,
 }
 
 /// When a SUBSCRIBE is answered: by the change of interest that it waits for, then by arrival.
@@ -192,14 +194,18 @@ pub(crate) fn on_subscribe(
     }
     let mut codes = Vec::new();
     let mut why: Option<Refusal> = None;
-    let mut beginnings = Vec::new();
+    let (mut beginnings, mut joined) = (Vec::new(), Vec::new());
     let mut barrier = 0;
     for line in packet.filters.iter().take(FILTERS_PER_PACKET_MAX) {
         let id = packet.subscription_id;
         codes.push(match judge(broker, session, &line, id) {
             Ok((filter, subscription)) => {
                 let number = match filter.share_name {
-                    Some(_) => join(broker, session, line.filter, filter.filter, subscription),
+                    Some(_) => {
+                        let group = join(broker, session, line.filter, filter.filter, subscription);
+                        joined.push((group, subscription));
+                        broker.shared_subs.get(group).raised
+                    }
                     None => {
                         let (number, beginning) =
                             prepare(broker, session, filter.filter, subscription);
@@ -219,7 +225,8 @@ pub(crate) fn on_subscribe(
     }
     codes.resize(packet.filters.count(), ReasonCode::QUOTA_EXCEEDED.0);
     let why = why.map(|refusal| refusal.why);
-    let waiting = Waiting { conn, session, packet_id: packet.packet_id, codes, why, beginnings };
+    let packet_id = packet.packet_id;
+    let waiting = Waiting { conn, session, packet_id, codes, why, beginnings, joined };
     if broker.interest.is_applied(barrier) {
         return match finish(broker, now, waiting) {
             Acked::Now => Step::Next,
@@ -261,6 +268,14 @@ fn judge<'a>(
     let owner = broker.sessions.get(session).ok_or(ReasonCode::UNSPECIFIED_ERROR)?;
     if !broker.auth.may_subscribe(&owner.client_id, filter.filter) {
         return Err(ReasonCode::NOT_AUTHORIZED.into());
+    }
+    if broker.changes.is_down() && owner.is_durable() {
+        // SHARDS.md J8.
+        broker.stats.refused_disk_session += 1;
+        return Err(Refusal {
+            why: "the server cannot store it now".into(),
+            ..ReasonCode::IMPLEMENTATION_SPECIFIC_ERROR.into()
+        });
     }
     let (held, most) = (&owner.subscriptions, broker.config.subscriptions_max);
     if held.len() >= most && !holds(broker, held, line.filter, filter) {
@@ -452,7 +467,10 @@ enum Acked {
 /// The subscriptions begin, SUBACK leaves (unless the connection is another one now), and behind
 /// it come the retained messages.
 fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
-    let Waiting { conn, session, packet_id, codes, why, beginnings } = waiting;
+    let Waiting { conn, session, packet_id, codes, why, beginnings, joined } = waiting;
+    for (group, subscription) in joined {
+        record_joined(broker, session, group, subscription);
+    }
     let mut replays = Vec::new();
     for beginning in &beginnings {
         let is_new = begin(broker, now, session, beginning);
@@ -533,6 +551,27 @@ fn record_end(broker: &mut Broker, session: SessionKey, filter: &str) {
     }
 }
 
+/// A subscription that the journal gave back begins; other shards are told of it.
+pub(crate) fn restore(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    filter: &str,
+    subscription: Subscription,
+) {
+    match check_filter(filter) {
+        Ok(Filter { share_name: Some(_), filter: plain }) => {
+            join(broker, session, filter, plain, subscription);
+        }
+        Ok(Filter { filter, .. }) => {
+            let (_, beginning) = prepare(broker, session, filter, subscription);
+            begin(broker, now, session, &beginning);
+        }
+        // It was one when it was recorded.
+        Err(_) => {}
+    }
+}
+
 /// A plain subscription enters the topic tree, or replaces the one that is there: same place, so
 /// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. Tells whether it is new.
 fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginning) -> bool {
@@ -563,17 +602,17 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
     }
 }
 
-/// A session joins a group; the change that its SUBACK waits for.
+/// A session joins a group. Its SUBACK waits for the change that raised that last.
 fn join(
     broker: &mut Broker,
     session: SessionKey,
     whole: &str,
     filter: &str,
     subscription: Subscription,
-) -> u64 {
+) -> GroupId {
     let key = group_key(whole);
     let group = find_or_insert_group(broker, key, filter);
-    let Some(owner) = broker.sessions.get_mut(session) else { return 0 };
+    let Some(owner) = broker.sessions.get_mut(session) else { return group };
     let durable = owner.is_durable() && subscription.options.qos > QoS::AtMostOnce;
     owner.subscriptions.shared.insert(group, ());
     let online = owner.conn.is_some();
@@ -582,8 +621,24 @@ fn join(
     broker.shared_subs.get_mut(group).join(member, online);
     broker.routing.forget_matches();
     tell_members(broker, group);
-    record(broker, session, whole, subscription);
-    broker.shared_subs.get(group).raised
+    group
+}
+
+/// A session's membership is known to all shards, if it has not left since.
+fn record_joined(
+    broker: &mut Broker,
+    session: SessionKey,
+    group: GroupId,
+    subscription: Subscription,
+) {
+    let Some(owner) = broker.sessions.get(session) else { return };
+    if !broker.changes.is_enabled() || !owner.subscriptions.shared.contains_key(&group) {
+        return;
+    }
+    if let Some(key) = broker.shared_subs.key_of(group) {
+        let filter = format!("$share/{key}");
+        record(broker, session, &filter, subscription);
+    }
 }
 
 /// The group of this key, from now on.

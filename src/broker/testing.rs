@@ -19,7 +19,7 @@ use crate::codec::mqtt::{
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::limits::SHARE_PAYLOAD_FROM;
 
-use super::{Accepted, Batch, Broker, Config, Disconnection, Frame, Step};
+use super::{Accepted, Batch, Broker, Config, Disconnection, Frame, Record, Step};
 
 /// A client's connection, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,23 +86,29 @@ pub(crate) struct World {
     pub(crate) commits: bool,
     /// Changes that were said, and not committed, per shard.
     pub(crate) uncommitted: Vec<u64>,
+    /// All that was said to the journal.
+    pub(crate) records: Vec<Record>,
     links: Vec<Link>,
     key: PlacementKey,
 }
 
 impl World {
+    /// Says where sessions are at home.
+    pub(crate) const KEY: PlacementKey = PlacementKey(11);
+
     pub(crate) fn new(shards: usize) -> Self {
         Self::with_config(shards, &Config::default())
     }
 
     pub(crate) fn with_config(shards: usize, config: &Config) -> Self {
-        let key = PlacementKey(11);
+        let key = Self::KEY;
         let broker = |i| Broker::new(config.clone(), ShardId::new(i), shards, key, 42 + i as u64);
         let mut world = Self {
             brokers: (0..shards).map(broker).collect(),
             now: Time::ZERO.plus_secs(1000),
             commits: true,
             uncommitted: vec![0; shards],
+            records: Vec::new(),
             links: Vec::new(),
             key,
         };
@@ -275,7 +281,7 @@ impl World {
         if let Some(last) = broker.out.changes.last() {
             self.uncommitted[shard] = last.number;
         }
-        broker.out.changes.clear();
+        self.records.extend(broker.out.changes.drain(..).map(|change| change.record));
         if self.commits && self.uncommitted[shard] > 0 {
             let through = std::mem::take(&mut self.uncommitted[shard]);
             broker.handle_committed(self.now, through);

@@ -9,6 +9,7 @@ mod delivery;
 mod durable;
 mod policy;
 mod publishing;
+mod restoring;
 mod resuming;
 mod sharing;
 mod wills;

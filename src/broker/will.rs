@@ -16,6 +16,7 @@ use crate::limits::{DEFERRED_PER_TICK, WILLS_DUE_MAX};
 
 use super::change::Record;
 use super::deliver::{Memo, Publication};
+use super::durable::DurableWill;
 use super::message::{Charge, Messages, Payload};
 use super::publish::is_reserved;
 use super::session::SessionKey;
@@ -51,6 +52,21 @@ impl Will {
         }
     }
 
+    /// As the journal gave it back.
+    pub(crate) fn restore(will: DurableWill, messages: &Messages) -> Self {
+        let bytes = will.topic.len() + will.payload.len() + will.forwarded.len();
+        Self {
+            topic: will.topic,
+            payload: will.payload,
+            qos: will.qos,
+            retain: will.retain,
+            delay_secs: will.delay_secs,
+            expiry_secs: will.expiry_secs,
+            forwarded: will.forwarded,
+            _charge: messages.charge(bytes),
+        }
+    }
+
     /// As it is recorded.
     pub(crate) fn to_record(&self, client_id: Rc<str>) -> Record {
         Record::WillSet {
@@ -71,6 +87,8 @@ struct Due {
     client_id: Rc<str>,
     session: SessionKey,
     will: Box<Will>,
+    /// The journal knows of it.
+    is_recorded: bool,
 }
 
 /// Wills that are due.
@@ -108,8 +126,8 @@ impl Broker {
             self.timers.cancel(timer);
         }
         let Some(will) = session.will.take() else { return };
-        let client_id = session.client_id.clone();
-        self.wills.due.push_back(Due { client_id, session: key, will });
+        let (client_id, is_recorded) = (session.client_id.clone(), session.is_recorded);
+        self.wills.due.push_back(Due { client_id, session: key, will, is_recorded });
         self.run_due_wills(now);
     }
 
@@ -119,7 +137,7 @@ impl Broker {
         if let Some(timer) = session.will_timer.take() {
             self.timers.cancel(timer);
         }
-        if session.will.take().is_some() && self.changes.is_enabled() && session.is_durable() {
+        if session.will.take().is_some() && session.is_recorded {
             let client_id = session.client_id.clone();
             self.changes.record(&mut self.out.changes, Record::WillDeleted { client_id });
         }
@@ -148,9 +166,15 @@ impl Broker {
     }
 
     fn publish_due(&mut self, now: Time, due: &Due) {
-        let Due { client_id, session, will } = due;
+        let Due { client_id, session, will, .. } = due;
+        // A new Will of the same client has replaced it in the journal.
+        let current = self.sessions.find(client_id).and_then(|key| self.sessions.get(key));
+        let is_last = due.is_recorded && current.is_none_or(|session| session.will.is_none());
         if is_reserved(&will.topic) || !self.auth.may_publish(client_id, &will.topic) {
             self.stats.dropped_not_authorized += 1;
+            if is_last {
+                self.record_no_will(client_id);
+            }
             return;
         }
         let mut publication = Publication {
@@ -166,8 +190,16 @@ impl Broker {
             id: None,
             memo: Memo::default(),
         };
-        self.record_publish(&mut publication, (client_id, None, true));
+        // Published once, whatever happens from here on (SHARDS.md J9).
+        if !self.record_will(&mut publication, client_id, is_last) && is_last {
+            self.record_no_will(client_id);
+        }
         self.route(now, &publication);
         self.stats.wills_published += 1;
+    }
+
+    fn record_no_will(&mut self, client_id: &Rc<str>) {
+        let client_id = client_id.clone();
+        self.changes.record(&mut self.out.changes, Record::WillDeleted { client_id });
     }
 }

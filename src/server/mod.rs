@@ -182,7 +182,7 @@ fn assemble(
         seed,
     };
     let Running { shards, backend, features } =
-        threads::start(&plan, &common, listeners, &events_in)?;
+        threads::start(&plan, &common, None, listeners, &events_in)?;
 
     let ready =
         Ready { pid: std::process::id(), listeners: addresses, io: backend, shards: plan.shards() };

@@ -14,14 +14,15 @@ use super::StartError;
 use super::affinity::{self, Plan};
 use super::control::{Event, ShardHandle};
 use super::extensions::Extensions;
-use crate::broker;
+use crate::broker::{self, DurableState};
 use crate::clock;
 use crate::ids::{PlacementKey, ShardId};
 use crate::io::probe::Engine;
 use crate::io::{Epoll, Kernel, Settings, Uring, Waker};
+use crate::journal::record::Clocks;
 use crate::limits::LANE_RING_LEN;
 use crate::mesh;
-use crate::shard::{Setup, Shard};
+use crate::shard::{Journal, Log, Setup, Shard};
 
 /// What the shards have in common.
 #[derive(Debug)]
@@ -71,14 +72,35 @@ struct Job {
     events: Sender<Event>,
 }
 
-/// Starts one thread per shard of `plan`; `listeners` are those of each shard. Returns when all
-/// of them accept.
+/// What the journal brings to a start.
+#[derive(Debug)]
+pub struct Recovered {
+    /// To be hosted by the first shard.
+    pub log: Log,
+    /// What lasts, by shard.
+    pub parts: Vec<DurableState>,
+    /// The same moment on both clocks.
+    pub clocks: Clocks,
+}
+
+impl Recovered {
+    /// Each shard's share.
+    fn share(self) -> impl Iterator<Item = (Journal, Clocks, Option<DurableState>)> {
+        let journals = [Journal::Host(Box::new(self.log))].into_iter();
+        let journals = journals.chain(std::iter::repeat_with(|| Journal::ToHost));
+        journals.zip(self.parts).map(move |(journal, part)| (journal, self.clocks, Some(part)))
+    }
+}
+
+/// Starts one thread per shard of `plan`; `listeners` are those of each shard. Without `recovered`
+/// nothing lasts. Returns when all of them accept.
 ///
 /// # Errors
 /// When a thread, a backend or a listener cannot be set up.
 pub fn start(
     plan: &Plan,
     common: &Common,
+    recovered: Option<Recovered>,
     listeners: Vec<Vec<TcpListener>>,
     events: &Sender<Event>,
 ) -> Result<Running, StartError> {
@@ -87,8 +109,11 @@ pub fn start(
     let (started_in, started) = mpsc::channel();
     let mut waker_lists = Vec::with_capacity(shards);
     let mut controls = Vec::with_capacity(shards);
+    let mut shares = recovered.map(Recovered::share);
     let parts = mesh::mesh(shards, LANE_RING_LEN).into_iter().zip(listeners).zip(&plan.cpus);
     for (index, ((mesh, listeners), cpu)) in parts.enumerate() {
+        let (journal, clocks, restored) =
+            shares.as_mut().and_then(Iterator::next).unwrap_or_default();
         let (control_in, control) = mpsc::channel();
         let (wakers_in, wakers) = mpsc::channel();
         controls.push(control_in);
@@ -104,6 +129,9 @@ pub fn start(
             mesh,
             control,
             clock: clock::now,
+            journal,
+            clocks,
+            restored,
         };
         spawn_shard(Job {
             cpu: *cpu,
@@ -192,7 +220,7 @@ impl Job {
         shard.extend(extensions.auth(id), extensions.methods(id));
         drop(built);
         let Ok(wakers) = wakers.recv() else { return };
-        let outcome = shard.start(wakers).map_err(|error| format!("cannot accept: {error}"));
+        let outcome = start_shard(&mut shard, wakers);
         let accepts = outcome.is_ok();
         let _ = started.send(outcome);
         drop(started);
@@ -203,6 +231,16 @@ impl Job {
         let outcome = shard.run().map_err(|error| format!("the event loop failed: {error}"));
         end.outcome = Some(outcome.map(|()| Box::new(shard.stats())));
     }
+}
+
+/// Runs a shard until it accepts.
+fn start_shard<B: Kernel>(shard: &mut Shard<B>, wakers: Vec<Waker>) -> Result<(), String> {
+    let cannot = |error| format!("cannot accept: {error}");
+    shard.start(wakers).map_err(cannot)?;
+    while !shard.is_open() {
+        shard.tick().map_err(cannot)?;
+    }
+    Ok(())
 }
 
 /// Tells the control thread of a shard's end, even when that is a panic.

@@ -20,13 +20,6 @@ impl<B: Backend> Shard<B> {
         self.flush_closing();
     }
 
-    /// Hands the journal what must last, and the broker what lasts.
-    fn commit(&mut self) {
-        if let Some(through) = self.journal.append(&mut self.broker.out.changes) {
-            self.broker.handle_committed(self.now, through);
-        }
-    }
-
     fn flush_lanes(&mut self) {
         if self.shards == 1 {
             return;

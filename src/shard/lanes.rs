@@ -6,7 +6,8 @@
 
 use crate::broker::{Accepted, Batch};
 use crate::ids::{ConnId, ShardId, ShardSet};
-use crate::limits::{QUESTIONS_MAX, SPILL_BYTES_MARK};
+use crate::journal::record::Batch as Changes;
+use crate::limits::{BATCH_BYTES_KEPT, QUESTIONS_MAX, SPILL_BYTES_MARK};
 use crate::mesh::Mesh;
 use crate::transport::Transport;
 use std::collections::VecDeque;
@@ -21,21 +22,41 @@ pub struct Parcel<S = OwnedFd> {
     pub(super) moves: Vec<Move<S>>,
     /// How many connections the sender has taken from the receiver since it last said so.
     pub(super) moves_taken: u32,
+    /// To the journal's host: what must last.
+    pub(super) changes: Changes,
+    /// From the journal's host: how many of the receiver's changes are committed; 0 is no news.
+    pub(super) committed: u64,
+    /// From the journal's host: whether the disk takes nothing for now, if that is news.
+    pub(super) disk: Option<bool>,
 }
 
 impl<S> Default for Parcel<S> {
     fn default() -> Self {
-        Self { batch: Batch::default(), moves: Vec::new(), moves_taken: 0 }
+        Self {
+            batch: Batch::default(),
+            moves: Vec::new(),
+            moves_taken: 0,
+            changes: Changes::default(),
+            committed: 0,
+            disk: None,
+        }
     }
 }
 
 impl<S> Parcel<S> {
     fn is_empty(&self) -> bool {
-        self.batch.is_empty() && self.moves.is_empty() && self.moves_taken == 0
+        self.batch.is_empty()
+            && self.moves.is_empty()
+            && self.moves_taken == 0
+            && self.changes.is_empty()
+            && self.committed == 0
+            && self.disk.is_none()
     }
 
     fn bytes(&self) -> usize {
-        self.batch.size() + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
+        self.batch.size()
+            + self.changes.bytes()
+            + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
     }
 
     /// Empties it and keeps its memory.
@@ -43,6 +64,9 @@ impl<S> Parcel<S> {
         self.batch.clear();
         self.moves.clear();
         self.moves_taken = 0;
+        self.changes.clear(BATCH_BYTES_KEPT);
+        self.committed = 0;
+        self.disk = None;
     }
 }
 
@@ -133,6 +157,11 @@ impl<S> Lanes<S> {
         let room = QUESTIONS_MAX - lane.moves_open;
         let count = room.min(lane.moves_waiting.len());
         lane.moves_waiting.drain(..count).collect()
+    }
+
+    /// What is said to this shard at the end of the tick.
+    pub(super) fn to(&mut self, shard: ShardId) -> &mut Parcel<S> {
+        &mut self.to[shard.index()].open
     }
 
     /// Bytes that wait because other shards have no room.

@@ -15,23 +15,26 @@ mod conns;
 mod control;
 mod deadlines;
 mod flush;
+mod journal;
 mod lanes;
 mod receive;
 mod stop;
 
 pub use control::{ControlMessage, LoopCounters, ShardStats};
+pub use journal::{Journal, Log, Memory};
 pub use lanes::Parcel;
 
-use crate::broker::{self, Auth, Broker, Disconnection, Method};
+use crate::broker::{self, Auth, Broker, Disconnection, DurableState, Method};
 use crate::clock::Time;
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::io::{Backend, Completion, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker};
-use crate::journal::Journal;
+use crate::journal::record::Clocks;
 use crate::limits::{CLOSE_FLUSH, CLOSE_LINGER, INPUT_BYTES_MARK, LANE_RING_LEN, QUICK_ACK_READS};
 use crate::mesh::Mesh;
 use conn::{Ended, Receiving, Stage};
 use conns::Conns;
 use deadlines::Deadlines;
+use journal::Journaling;
 use lanes::Lanes;
 use receive::{handle_input, receive};
 use std::io;
@@ -64,6 +67,12 @@ pub struct Setup<S = OwnedFd, L = TcpListener> {
     pub control: Receiver<ControlMessage>,
     /// Where time comes from: [`crate::clock::now`], or a simulation's.
     pub clock: fn() -> Time,
+    /// Where what must last goes.
+    pub journal: Journal,
+    /// The same moment on both clocks, for all shards.
+    pub clocks: Clocks,
+    /// This shard's part of what the journal gave back; None when nothing is recorded.
+    pub restored: Option<DurableState>,
 }
 
 /// One shard. See the [module](self).
@@ -76,13 +85,17 @@ pub struct Shard<B: Backend> {
     clock: fn() -> Time,
     backend: B,
     broker: Broker,
-    journal: Journal,
+    journaling: Journaling,
     mesh: Mesh<Parcel<B::Socket>>,
     lanes: Lanes<B::Socket>,
     /// Of all shards, by number.
     wakers: Vec<Waker>,
     control: Receiver<ControlMessage>,
     stopping: Option<Stopping>,
+    /// Clients may come, and time has its effects.
+    is_open: bool,
+    /// Only once all shards know what the others want (SHARDS.md I6).
+    opens_later: bool,
 
     conns: Conns,
     listeners: Vec<B::Listener>,
@@ -115,6 +128,12 @@ impl<B: Backend> Shard<B> {
     /// A shard that does not accept yet: [`Shard::start`] comes when all others stand.
     pub fn new(setup: Setup<B::Socket, B::Listener>, backend: B) -> Self {
         let now = (setup.clock)();
+        let mut broker =
+            Broker::new(setup.broker, setup.id, setup.shards, setup.placement, setup.seed);
+        let opens_later = setup.restored.is_some();
+        if let Some(part) = setup.restored {
+            broker.restore(now, setup.clocks.unix_ms_of(now), part);
+        }
         Self {
             id: setup.id,
             shards: setup.shards,
@@ -122,9 +141,11 @@ impl<B: Backend> Shard<B> {
             now,
             clock: setup.clock,
             backend,
-            connect_size_max: setup.broker.connect_size_max,
-            broker: Broker::new(setup.broker, setup.id, setup.shards, setup.placement, setup.seed),
-            journal: Journal::default(),
+            connect_size_max: broker.config.connect_size_max,
+            broker,
+            journaling: Journaling::new(setup.journal, setup.clocks),
+            is_open: false,
+            opens_later,
             lanes: Lanes::new(setup.id, setup.shards),
             mesh: setup.mesh,
             wakers: Vec::new(),
@@ -157,13 +178,24 @@ impl<B: Backend> Shard<B> {
         self.backend.waker()
     }
 
-    /// Begins to accept, with the wakers of all shards by number (SHARDS.md I6: all stand).
+    /// Begins, with the wakers of all shards by number. It accepts at once; after a restart when all
+    /// shards have told each other what they want, in one of the next ticks (SHARDS.md I6).
     ///
     /// # Errors
     /// When a listener cannot be registered.
     pub fn start(&mut self, wakers: Vec<Waker>) -> io::Result<()> {
         assert_eq!(wakers.len(), self.shards, "invariant: one waker per shard");
         self.wakers = wakers;
+        if self.opens_later { Ok(()) } else { self.open() }
+    }
+
+    /// Whether it accepts.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        self.is_open = true;
         for listener in std::mem::take(&mut self.listeners) {
             let id = self.backend.add_listener(listener)?;
             self.listener_ids.push(id);
@@ -206,6 +238,9 @@ impl<B: Backend> Shard<B> {
         self.completions = completions;
         self.drain_control();
         self.drain_mesh();
+        if !self.is_open && self.stopping.is_none() && self.broker.is_open() {
+            self.open()?;
+        }
         self.expire();
         self.resume();
         let turn = self.advance_stop();
@@ -227,8 +262,9 @@ impl<B: Backend> Shard<B> {
         let own = [&self.connect_deadlines, &self.close_deadlines, &self.linger_deadlines];
         let deadlines = own.into_iter().filter_map(Deadlines::next);
         let stop = self.stopping.as_ref().map(Stopping::deadline);
-        let broker = if self.stopping.is_none() { self.broker.next_deadline() } else { None };
-        match deadlines.chain(broker).chain(stop).min() {
+        let is_timed = self.is_open && self.stopping.is_none();
+        let broker = if is_timed { self.broker.next_deadline() } else { None };
+        match deadlines.chain(broker).chain(stop).chain(self.journaling.deadline()).min() {
             Some(at) => Wait::Until(at),
             None => Wait::Forever,
         }
@@ -242,7 +278,7 @@ impl<B: Backend> Shard<B> {
             Completion::RecvEnded { conn, reason } => self.on_receive_ended(conn, &reason),
             Completion::Closed { conn } => self.on_closed(conn),
             // Nothing here asks for any yet.
-            Completion::File(_) => {}
+            Completion::File(done) => self.journaling.on_done(*done),
             Completion::AcceptFailed { error, .. } => {
                 self.counters.accept_errors += 1;
                 tracing::debug!(%error, "accept failed");
@@ -376,6 +412,7 @@ impl<B: Backend> Shard<B> {
                 for id in self.lanes.moves_were_taken(from, parcel.moves_taken) {
                     self.retry_opening(id);
                 }
+                self.on_journal_news(from, &parcel);
                 self.broker.handle_entries(self.now, from, &parcel.batch);
                 for moved in parcel.moves.drain(..) {
                     self.adopt(from, moved);
@@ -387,7 +424,8 @@ impl<B: Backend> Shard<B> {
     }
 
     fn expire(&mut self) {
-        if self.stopping.is_none() && self.broker.next_deadline().is_some_and(|at| at <= self.now) {
+        let is_timed = self.is_open && self.stopping.is_none();
+        if is_timed && self.broker.next_deadline().is_some_and(|at| at <= self.now) {
             self.broker.handle_timeouts(self.now);
         }
         while let Some(id) = self.connect_deadlines.pop_due(self.now) {

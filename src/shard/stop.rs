@@ -62,6 +62,9 @@ impl<B: Backend> Shard<B> {
             stopping.closing = true;
             stopping.deadline = self.now + SHUTDOWN_FLUSH;
             self.broker.handle_shutdown(self.now);
+            if self.journaling.exists() {
+                self.broker.handle_last_end();
+            }
         } else if late || self.has_stopped() {
             return Turn::Done;
         }
@@ -73,5 +76,14 @@ impl<B: Backend> Shard<B> {
         self.stopping.as_ref().is_some_and(|stopping| stopping.closing)
             && self.conns.len() == 0
             && self.lanes.are_empty()
+            && self.is_kept()
+    }
+
+    /// Whether the journal has all that was said here, and at its host by anybody.
+    fn is_kept(&self) -> bool {
+        !self.journaling.exists()
+            || !self.broker.has_uncommitted()
+                && (!self.journaling.is_host()
+                    || self.broker.has_heard_last() && self.journaling.is_idle(self.shards))
     }
 }

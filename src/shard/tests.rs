@@ -47,6 +47,9 @@ impl World {
                 mesh,
                 control: receiver,
                 clock: clock::now,
+                journal: Journal::default(),
+                clocks: Clocks::default(),
+                restored: None,
             };
             let thread = std::thread::spawn(move || {
                 let mut shard = Shard::new(setup, make(&Settings::default()).unwrap());

@@ -31,8 +31,9 @@ use crate::clock::Time;
 use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
 use crate::ids::{PlacementKey, ShardId};
 use crate::io::{Wait, Waker};
+use crate::journal::record::Clocks;
 use crate::mesh::mesh;
-use crate::shard::{ControlMessage, Setup, Shard, Turn};
+use crate::shard::{ControlMessage, Journal, Log, Memory, Setup, Shard, Turn};
 
 /// Turns in a calm world after which it should have come to rest.
 const REST_STEPS: usize = 400_000;
@@ -155,6 +156,13 @@ impl World {
                     mesh,
                     control: receiver,
                     clock: network::now,
+                    journal: match (self.config.record_changes, index) {
+                        (false, _) => Journal::Nowhere,
+                        (true, 0) => Journal::Host(Box::new(Log::Memory(Memory::default()))),
+                        (true, _) => Journal::ToHost,
+                    },
+                    clocks: Clocks::default(),
+                    restored: None,
                 };
                 let shard = Shard::new(setup, SimBackend::new(Rc::clone(&self.shared), index));
                 Runner {

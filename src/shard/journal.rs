@@ -1,0 +1,247 @@
+//! From the broker's changes to their commit.
+//!
+//! There is one journal, and one shard hosts it ([`HOST`]). Each shard encodes its changes at the
+//! end of its tick; those of other shards travel in their lane to the host, and how far their
+//! commits have come travels back: cumulatively, once per tick and lane (SHARDS.md section 5). What
+//! is open is bounded where it is asked (L4), so taking changes from a lane never has to wait.
+//!
+//! Invariants: a shard's changes reach the log in their order; a broker hears of a commit only when
+//! the log says so; what a client is told follows from that alone.
+#![forbid(unsafe_code)]
+
+use super::Shard;
+use super::lanes::Parcel;
+use crate::broker::Change;
+use crate::clock::Time;
+use crate::ids::ShardId;
+use crate::io::Backend;
+use crate::io::file::{FileDone, FileOp};
+use crate::journal::record::{Batch, Clocks};
+use crate::limits::{BATCH_BYTES_KEPT, SHARDS_MAX};
+
+/// The shard that hosts the journal.
+pub(super) const HOST: ShardId = ShardId::new(0);
+
+/// Where a shard's changes go.
+#[derive(Debug, Default)]
+pub enum Journal {
+    /// Nowhere: what is recorded, if anything, is committed at once and not kept.
+    #[default]
+    Nowhere,
+    /// To the shard that hosts the journal.
+    ToHost,
+    /// Here is that shard: those of all go into this.
+    Host(Box<Log>),
+}
+
+/// What the host writes to.
+#[derive(Debug)]
+pub enum Log {
+    /// Nothing lasts; a change is committed in the tick behind the one in which it came.
+    Memory(Memory),
+}
+
+/// See [`Log::Memory`].
+#[derive(Debug)]
+pub struct Memory {
+    appended: [u64; SHARDS_MAX],
+    committed: [u64; SHARDS_MAX],
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { appended: [0; SHARDS_MAX], committed: [0; SHARDS_MAX] }
+    }
+}
+
+impl Log {
+    fn append(&mut self, origin: ShardId, batch: &Batch) {
+        match self {
+            Self::Memory(memory) => memory.appended[origin.index()] = batch.last(),
+        }
+    }
+
+    /// Work that has come meanwhile is to be begun.
+    fn set_clocks(&mut self, _clocks: Clocks) {
+        match self {
+            Self::Memory(memory) => memory.committed = memory.appended,
+        }
+    }
+
+    fn committed(&self, origin: ShardId) -> u64 {
+        match self {
+            Self::Memory(memory) => memory.committed[origin.index()],
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Memory(memory) => memory.committed == memory.appended,
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        match self {
+            Self::Memory(_) => (!self.is_idle()).then_some(Time::ZERO),
+        }
+    }
+
+    fn next_op(&self) -> Option<FileOp> {
+        match self {
+            Self::Memory(_) => None,
+        }
+    }
+
+    fn handle_done(&self, _done: FileDone) {
+        match self {
+            Self::Memory(_) => {}
+        }
+    }
+}
+
+/// The journal, as one shard sees it.
+#[derive(Debug)]
+pub(super) struct Journaling {
+    to: Journal,
+    /// The same moment on both clocks.
+    clocks: Clocks,
+    /// The host's own changes.
+    own: Batch,
+    /// Per shard, how much of its changes the host has told it to be committed.
+    told: [u64; SHARDS_MAX],
+    /// What the host has told everybody of the disk.
+    told_down: bool,
+}
+
+impl Journaling {
+    pub(super) fn new(to: Journal, clocks: Clocks) -> Self {
+        let own = Batch::default();
+        Self { to, clocks, own, told: [0; SHARDS_MAX], told_down: false }
+    }
+
+    /// When the log has something to do although nothing happens.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        match &self.to {
+            Journal::Host(log) => log.deadline(),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is on its way to a disk here, nor word of it to another shard.
+    pub(super) fn is_idle(&self, shards: usize) -> bool {
+        let Journal::Host(log) = &self.to else { return true };
+        let is_told = |shard| log.committed(ShardId::new(shard)) == self.told[shard];
+        log.is_idle() && (0..shards).all(is_told)
+    }
+
+    /// Whether other shards may still need this one.
+    pub(super) fn is_host(&self) -> bool {
+        matches!(self.to, Journal::Host(_))
+    }
+
+    /// Whether there is one at all.
+    pub(super) fn exists(&self) -> bool {
+        !matches!(self.to, Journal::Nowhere)
+    }
+
+    /// Changes of another shard.
+    pub(super) fn on_changes(&mut self, from: ShardId, batch: &Batch) {
+        if let Journal::Host(log) = &mut self.to {
+            log.append(from, batch);
+        }
+    }
+
+    pub(super) fn on_done(&mut self, done: FileDone) {
+        if let Journal::Host(log) = &mut self.to {
+            log.handle_done(done);
+        }
+    }
+}
+
+impl<B: Backend> Shard<B> {
+    /// What another shard's parcel says of the journal. Before its entries: an END stands behind
+    /// them.
+    pub(super) fn on_journal_news(&mut self, from: ShardId, parcel: &Parcel<B::Socket>) {
+        if !parcel.changes.is_empty() {
+            self.journaling.on_changes(from, &parcel.changes);
+        }
+        if let Some(is_down) = parcel.disk {
+            self.broker.handle_disk(is_down);
+        }
+        if parcel.committed > 0 {
+            self.broker.handle_committed(self.now, parcel.committed);
+        }
+    }
+
+    /// Hands the journal what must last, and the broker what lasts.
+    pub(super) fn commit(&mut self) {
+        let Journaling { to, clocks, own, .. } = &mut self.journaling;
+        let changes = &mut self.broker.out.changes;
+        match to {
+            Journal::Nowhere => {
+                if let Some(through) = changes.last().map(|change| change.number) {
+                    changes.clear();
+                    self.broker.handle_committed(self.now, through);
+                }
+            }
+            Journal::ToHost => {
+                let batch = &mut self.lanes.to(HOST).changes;
+                encode(self.id, changes, *clocks, batch);
+            }
+            Journal::Host(log) => {
+                encode(self.id, changes, *clocks, own);
+                let unix_ms = clocks.unix_ms_of(self.now);
+                log.set_clocks(Clocks { monotonic: self.now, unix_ms });
+                if !own.is_empty() {
+                    log.append(self.id, own);
+                    own.clear(BATCH_BYTES_KEPT);
+                }
+                while let Some(op) = log.next_op() {
+                    self.backend.file(op);
+                }
+                self.tell_commits();
+            }
+        }
+    }
+
+    /// The host tells everybody how far the commits have come.
+    fn tell_commits(&mut self) {
+        let Journaling { to: Journal::Host(log), told, told_down, .. } = &mut self.journaling
+        else {
+            return;
+        };
+        let is_down = log.is_down();
+        let disk = (is_down != std::mem::replace(told_down, is_down)).then_some(is_down);
+        for peer in self.lanes.peers() {
+            let parcel = self.lanes.to(peer);
+            parcel.disk = disk.or(parcel.disk);
+            let committed = log.committed(peer);
+            if committed > told[peer.index()] {
+                told[peer.index()] = committed;
+                parcel.committed = committed;
+            }
+        }
+        let committed = log.committed(self.id);
+        let own = &mut told[self.id.index()];
+        let is_news = committed > std::mem::replace(own, committed);
+        if let Some(is_down) = disk {
+            self.broker.handle_disk(is_down);
+        }
+        if is_news {
+            self.broker.handle_committed(self.now, committed);
+        }
+    }
+}
+
+fn encode(me: ShardId, changes: &mut Vec<Change>, clocks: Clocks, batch: &mut Batch) {
+    for Change { number, record, level } in changes.drain(..) {
+        batch.push(me, number, &record, clocks);
+        batch.sync |= level == crate::broker::Level::Power;
+    }
+}
