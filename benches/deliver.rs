@@ -10,7 +10,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use noctule::broker::{Accepted, Broker, Config, Frame};
 use noctule::clock::Time;
-use noctule::codec::mqtt::{self, Connect, ConnectProperties, Packet, Side, Version};
+use noctule::codec::mqtt::{Connect, ConnectProperties, Packet, Version};
 use noctule::ids::{ConnId, PlacementKey, ShardId};
 use std::hint::black_box;
 
@@ -24,9 +24,8 @@ fn conn(index: u32) -> ConnId {
 
 /// Handles one frame, as bytes.
 fn handle(broker: &mut Broker, conn: ConnId, frame: &[u8]) {
-    let packet = mqtt::decode(frame, broker.version_of(conn), Side::Server).expect("a packet");
-    let frame = Frame { len: frame.len(), shared: None };
-    let _ = broker.handle_packet(NOW, conn, &packet, frame);
+    let frame = Frame { bytes: frame, shared: None };
+    let _ = broker.handle_frame(NOW, conn, broker.version_of(conn), frame, &mut "");
 }
 
 /// Empties the outboxes; how many bytes were in them.

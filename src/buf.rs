@@ -21,21 +21,25 @@ impl OutBuf {
     }
 
     /// Bytes in it.
+    #[inline]
     pub fn len(&self) -> usize {
         self.copied.len() + self.shared_len
     }
 
     /// Whether it holds nothing.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.copied.is_empty() && self.shared.is_empty()
     }
 
     /// The contiguous part, to encode frames at its end.
+    #[inline]
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.copied
     }
 
     /// Appends a copy.
+    #[inline]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         self.copied.extend_from_slice(bytes);
     }

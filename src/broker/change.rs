@@ -500,12 +500,15 @@ impl Broker {
             retain: stored.retain,
             deadline: stored.deadline,
             forwarded: stored.forwarded(),
+            as_received: None,
             publisher: Some(session),
             publisher_id: &publisher,
             id: stored.id,
             memo: super::deliver::Memo::default(),
         };
-        let receivers = self.route(now, &publication);
+        let route = route::find(self, publication.topic);
+        let receivers = self.route(now, &publication, &route);
+        route::put_back(self, route);
         self.messages.give_back(message, stored);
         let reason = self.receipt(conn, receivers);
         self.send_parked(conn, &Parked::PubRec(packet_id, reason), "");

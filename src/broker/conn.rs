@@ -174,15 +174,19 @@ impl Conn {
         write: impl FnOnce(&mut OutBuf),
     ) {
         let before = self.outbox.len();
-        if before == 0 && self.outbox.capacity() == 0 {
-            self.outbox = dirty.spare.pop().unwrap_or_default();
+        if before == 0 {
+            self.begin_outbox(id, dirty);
         }
         write(&mut self.outbox);
-        let added = self.outbox.len() - before;
-        if before == 0 && added > 0 {
-            dirty.conns.push(id);
+        self.unsent += self.outbox.len() - before;
+    }
+
+    /// It is empty, and is to be sent at the end of the tick.
+    fn begin_outbox(&mut self, id: ConnId, dirty: &mut Dirty) {
+        if self.outbox.capacity() == 0 {
+            self.outbox = dirty.spare.pop().unwrap_or_default();
         }
-        self.unsent += added;
+        dirty.conns.push(id);
     }
 }
 

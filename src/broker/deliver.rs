@@ -16,9 +16,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, QoS, ReasonCode};
+use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, Publish, QoS, ReasonCode, Version};
 use crate::ids::ConnId;
-use crate::limits::OUTBOX_BYTES_MARK;
+use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
 
 use super::alias::{Naming, TopicId};
 use super::change::{Parked, Record};
@@ -28,7 +28,7 @@ use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Store
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::Chosen;
-use super::{Broker, Dirty, Stats, memory, replay};
+use super::{Broker, Dirty, Frame, Stats, memory, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(crate) struct Publication<'a> {
     pub(crate) deadline: Option<Time>,
     /// Properties as `append_forwarded` wrote them.
     pub(crate) forwarded: &'a [u8],
+    /// The packet that it came in, if some may get it as it is.
+    pub(crate) as_received: Option<AsReceived<'a>>,
     /// The publisher's session, if it is at home here (No Local).
     pub(crate) publisher: Option<SessionKey>,
     /// The publisher's client id.
@@ -48,6 +50,40 @@ pub(crate) struct Publication<'a> {
     pub(crate) id: Option<MessageId>,
     /// What delivering it has learnt; begins as its default.
     pub(crate) memo: Memo,
+}
+
+/// A PUBLISH that who gets it at QoS 0, without RETAIN, by its topic's name and without Subscription
+/// Identifiers gets byte by byte as it came, if they speak the same version.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AsReceived<'a> {
+    is_v5: bool,
+    bytes: &'a [u8],
+}
+
+impl<'a> AsReceived<'a> {
+    /// A large payload is shared and not copied; an expiry counts down; what says nothing to the
+    /// receiver (an alias, flags of 3.1 without meaning) is not passed on.
+    #[inline]
+    pub(super) fn of(publish: &Publish<'_>, frame: Frame<'a>, version: Version) -> Option<Self> {
+        /// A PUBLISH at QoS 0 without flags.
+        const PLAIN: u8 = 0x30;
+        let is_same = frame.bytes[0] == PLAIN
+            && frame.shared.is_none()
+            && frame.bytes.len() < SHARE_PAYLOAD_FROM
+            && publish.properties.are_verbatim();
+        is_same.then_some(Self { is_v5: version == Version::V5, bytes: frame.bytes })
+    }
+
+    /// The bytes for this client, which gets it on these terms.
+    #[inline]
+    fn fit(self, conn: &Conn, terms: &Terms<'_>) -> Option<&'a [u8]> {
+        let is_v5 = conn.version() == Version::V5;
+        let is_fit = is_v5 == self.is_v5
+            && conn.aliases.is_none()
+            && (!is_v5 || terms.subscription_ids.is_empty())
+            && self.bytes.len() <= conn.packet_size_max as usize;
+        is_fit.then_some(self.bytes)
+    }
 }
 
 /// What is made once per publication: [`Default`] for each new one.
@@ -190,6 +226,12 @@ pub(crate) fn to_session(
     };
     if conn.unsent() > config.outbox_bytes_max {
         stats.dropped_outbox += 1;
+        return;
+    }
+    // Most of all messages.
+    if let Some(bytes) = publication.as_received.and_then(|received| received.fit(conn, terms)) {
+        conn.append(id, &mut out.dirty, |outbox| outbox.extend_from_slice(bytes));
+        stats.count_out(qos, bytes.len());
         return;
     }
     let Some(form) = variants.choose(now, publication, conn, qos, terms) else {

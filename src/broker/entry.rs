@@ -93,6 +93,7 @@ impl<'a> Message<'a> {
             retain: self.retain,
             deadline: self.deadline,
             forwarded: self.forwarded,
+            as_received: None,
             publisher: None,
             publisher_id: self.publisher_id,
             id: self.id,

@@ -14,6 +14,13 @@ use crate::codec::mqtt::{
     Unsubscribe, UnsubscribeFilters, UserProperties, Version, decode, frame_len,
 };
 
+fn is_wanted_durably(broker: &mut Broker, topic: &str) -> bool {
+    let route = route::find(broker, topic);
+    let is_wanted = route::is_wanted_durably(broker, &route);
+    route::put_back(broker, route);
+    is_wanted
+}
+
 /// xorshift64*: the tests' own, so that a seed stays what it was.
 struct Random(u64);
 
@@ -161,11 +168,8 @@ impl World {
             let Some(frame) = client.input.pop_front() else { break };
             let broker = &mut self.brokers[client.shard];
             let version = broker.version_of(client.conn);
-            let info = Frame { len: frame.len(), shared: None };
-            let step = match decode(&frame, version, Side::Server) {
-                Ok(packet) => broker.handle_packet(self.now, client.conn, &packet, info),
-                Err(error) => broker.handle_decode_error(self.now, client.conn, &error),
-            };
+            let info = Frame { bytes: &frame, shared: None };
+            let step = broker.handle_frame(self.now, client.conn, version, info, &mut "");
             match step {
                 Step::Next => {}
                 Step::Pause => client.held = true,
@@ -431,14 +435,14 @@ fn raising_to_durable_has_a_barrier() {
         let (plain, durable) = (world.plain(0), world.durable(0));
         world.subscribe(plain, 1, filter, QoS::AtLeastOnce);
         world.settle();
-        assert!(!route::is_wanted_durably(&mut world.brokers[1], "a"));
+        assert!(!is_wanted_durably(&mut world.brokers[1], "a"));
         world.subscribe(durable, 1, filter, QoS::AtMostOnce);
         assert!(world.is_acked(durable, 1), "QoS 0 is not durable");
         world.subscribe(durable, 2, filter, QoS::AtLeastOnce);
         assert!(!world.is_acked(durable, 2));
         world.settle();
         assert!(world.is_acked(durable, 2));
-        assert!(route::is_wanted_durably(&mut world.brokers[1], "a"));
+        assert!(is_wanted_durably(&mut world.brokers[1], "a"));
     }
 }
 
@@ -541,7 +545,7 @@ fn nothing_is_lost_after_suback() {
                             owed.insert((client, number));
                             assert!(
                                 client != clients[0]
-                                    || route::is_wanted_durably(&mut world.brokers[at], topic),
+                                    || is_wanted_durably(&mut world.brokers[at], topic),
                                 "seed {seed}: I3"
                             );
                         }

@@ -65,7 +65,9 @@ use bytes::Bytes;
 
 use crate::buf::OutBuf;
 use crate::clock::Time;
-use crate::codec::mqtt::{DecodeError, Packet, ReasonCode};
+use crate::codec::mqtt::{
+    self, DecodeError, Packet, PacketKind, Publish, ReasonCode, Side, Version,
+};
 use crate::ids::{ConnId, PlacementKey, ShardId, ShardSet};
 use crate::limits;
 
@@ -195,8 +197,8 @@ pub struct Accepted {
 /// The bytes that a packet was decoded from.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    /// Their number, fixed header included.
-    pub len: usize,
+    /// All of them, fixed header included.
+    pub bytes: &'a [u8],
     /// The frame, exactly, when it was received into a buffer of its own: its payload can then be
     /// shared between receivers and kept, without a copy.
     pub shared: Option<&'a Bytes>,
@@ -403,6 +405,31 @@ impl Broker {
         self.stats.connections_opened += 1;
     }
 
+    /// One whole packet of a connection that speaks `version`, none before its CONNECT. `topic` is
+    /// the Topic Name of its last PUBLISH in the same buffer, or empty; it is kept up to date.
+    #[inline]
+    pub fn handle_frame<'a>(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        version: Option<Version>,
+        frame: Frame<'a>,
+        topic: &mut &'a str,
+    ) -> Step {
+        let handled = match version {
+            // Not by way of a `Packet`, which is large to be copied.
+            Some(version) if PacketKind::of(frame.bytes[0]) == PacketKind::Publish => {
+                mqtt::decode_publish(frame.bytes, version, Side::Server, topic).map(|publish| {
+                    *topic = publish.topic;
+                    self.handle_publish(now, conn, &publish, frame)
+                })
+            }
+            _ => mqtt::decode(frame.bytes, version, Side::Server)
+                .map(|packet| self.handle_packet(now, conn, &packet, frame)),
+        };
+        handled.unwrap_or_else(|error| self.handle_decode_error(now, conn, &error))
+    }
+
     /// One packet of a connection, decoded from `frame`.
     pub fn handle_packet(
         &mut self,
@@ -425,10 +452,10 @@ impl Broker {
             }
             (conn::State::Online, _) => {}
             (conn::State::Opened, Packet::Connect(connect)) => {
-                return self.on_connect(now, conn, connect, frame.len);
+                return self.on_connect(now, conn, connect, frame.bytes.len());
             }
             (conn::State::Authenticating, _) => {
-                return self.on_packet_before_connack(now, conn, packet, frame.len);
+                return self.on_packet_before_connack(now, conn, packet, frame.bytes.len());
             }
             // [MQTT-3.1.0-1]: before CONNACK there is nothing to say; it is just closed.
             (conn::State::Opened | conn::State::Deciding, _) => {
@@ -455,11 +482,34 @@ impl Broker {
             | Packet::UnsubAck(_)
             | Packet::PingResp => self.protocol_error(now, conn, ReasonCode::PROTOCOL_ERROR),
         };
+        self.count_handled(conn, step, frame)
+    }
+
+    /// [`Broker::handle_packet`] for a PUBLISH, which most packets are.
+    #[inline]
+    fn handle_publish(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        publish: &Publish<'_>,
+        frame: Frame<'_>,
+    ) -> Step {
+        match self.conns.hear(conn, now, self.config.outbox_bytes_max) {
+            Some((conn::State::Online, false)) => {
+                let step = self.on_publish(now, conn, publish, frame);
+                self.count_handled(conn, step, frame)
+            }
+            _ => self.handle_packet(now, conn, &Packet::Publish(*publish), frame),
+        }
+    }
+
+    #[inline]
+    fn count_handled(&mut self, conn: ConnId, step: Step, frame: Frame<'_>) -> Step {
         match step {
             Step::Wait => self.conns.set_waiting(conn),
             _ => {
                 self.stats.packets_in += 1;
-                self.stats.bytes_in += frame.len as u64;
+                self.stats.bytes_in += frame.bytes.len() as u64;
             }
         }
         step
@@ -599,7 +649,7 @@ impl Broker {
     }
 
     /// The protocol version of this connection, once its CONNECT was read.
-    pub fn version_of(&self, conn: ConnId) -> Option<crate::codec::mqtt::Version> {
+    pub fn version_of(&self, conn: ConnId) -> Option<Version> {
         self.conns.get(conn).and_then(conn::Conn::known_version)
     }
 

@@ -16,10 +16,11 @@ use crate::ids::ConnId;
 
 use super::change::{Parked, Record};
 use super::conn::Alias;
-use super::deliver::{Memo, Publication};
+use super::deliver::{AsReceived, Memo, Publication};
 use super::inflight::Held;
 use super::message::{Payload, STORED_OVERHEAD};
 use super::policy::Refusal;
+use super::route::Route;
 use super::session::SessionKey;
 use super::{Broker, Frame, Level, Step, Wait, memory, route};
 
@@ -34,6 +35,7 @@ const FORWARDED_BYTES_KEPT: usize = 64 * 1024;
 
 impl Broker {
     /// PUBLISH (3.3).
+    #[inline]
     pub(super) fn on_publish(
         &mut self,
         now: Time,
@@ -50,6 +52,17 @@ impl Broker {
         let Some(alias) = publish.properties.topic_alias else {
             return self.publish_to(now, conn, publish, publish.topic, frame);
         };
+        self.publish_aliased(now, conn, publish, alias, frame)
+    }
+
+    fn publish_aliased(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        publish: &Publish<'_>,
+        alias: NonZeroU16,
+        frame: Frame<'_>,
+    ) -> Step {
         // The topic leaves the table while the broker works with it.
         let known = match self.take_alias(conn, alias, publish.topic) {
             Ok(known) => known,
@@ -128,7 +141,7 @@ impl Broker {
             return Step::Wait;
         }
         self.count_in(publish.qos);
-        if let Some(refusal) = self.refusal((conn, key), publish, topic, frame) {
+        if let Err(refusal) = self.check_publish((conn, key), publish, topic, frame) {
             return self.refuse_publish(now, conn, key, publish, &refusal);
         }
         self.accept_publish(now, conn, key, publish, topic, frame);
@@ -136,53 +149,61 @@ impl Broker {
     }
 
     /// Why a publication is not taken, if it is not.
-    fn refusal(
+    #[inline]
+    fn check_publish(
         &mut self,
         (conn, key): (ConnId, SessionKey),
         publish: &Publish<'_>,
         topic: &str,
         frame: Frame<'_>,
-    ) -> Option<Refusal> {
-        let message = (topic, &publish.properties, publish.payload);
-        if let Err(refusal) =
-            self.config.check_message(&mut self.stats, message.0, message.1, message.2)
-        {
-            return Some(refusal);
-        }
+    ) -> Result<(), Refusal> {
+        let Self { config, stats, .. } = self;
+        config.check_message(stats, topic, &publish.properties, publish.payload)?;
         let is_kept = publish.qos > QoS::AtMostOnce || publish.retain;
-        let size = if is_kept { topic.len() + frame.len + STORED_OVERHEAD } else { 0 };
+        let size = if is_kept { topic.len() + frame.bytes.len() + STORED_OVERHEAD } else { 0 };
         // What clears a retained message gives memory back.
         let is_clear = publish.retain && publish.payload.is_empty();
         let has_room = self.messages.bytes() + size <= self.config.memory_budget;
         if !(is_clear && has_room) && memory::is_short_for(self, topic, publish.retain, size) {
-            return Some(ReasonCode::QUOTA_EXCEEDED.into());
+            return Err(ReasonCode::QUOTA_EXCEEDED.into());
         }
         if is_reserved(topic) {
-            return Some(ReasonCode::TOPIC_NAME_INVALID.into());
+            return Err(ReasonCode::TOPIC_NAME_INVALID.into());
         }
-        let session = self.sessions.get(key)?;
-        if !self.auth.may_publish(&session.client_id, topic) {
-            return Some(ReasonCode::NOT_AUTHORIZED.into());
+        let Self { sessions, auth, .. } = self;
+        if sessions.get(key).is_some_and(|session| !auth.may_publish(&session.client_id, topic)) {
+            return Err(ReasonCode::NOT_AUTHORIZED.into());
         }
-        if self.changes.is_down()
-            && self.level_of(Some(conn), topic, publish.qos, publish.retain) > Level::None
-        {
+        if self.changes.is_down() && self.is_to_be_recorded(conn, publish, topic) {
             // Before any copy of it leaves (SHARDS.md J8).
             self.stats.refused_disk += 1;
             let why = "the server cannot store it now".into();
-            return Some(Refusal { why, ..ReasonCode::QUOTA_EXCEEDED.into() });
+            return Err(Refusal { why, ..ReasonCode::QUOTA_EXCEEDED.into() });
         }
-        None
+        Ok(())
+    }
+
+    fn is_to_be_recorded(&mut self, conn: ConnId, publish: &Publish<'_>, topic: &str) -> bool {
+        let route = route::find(self, topic);
+        let level = self.level_of(Some(conn), &route, topic, publish.qos, publish.retain);
+        route::put_back(self, route);
+        level > Level::None
     }
 
     /// What a publication's record is to survive; none if it has no record: nobody who outlives a
     /// restart wants it, and it is not retained (SHARDS.md J1).
-    fn level_of(&mut self, conn: Option<ConnId>, topic: &str, qos: QoS, retain: bool) -> Level {
-        if !self.changes.is_enabled() {
-            return Level::None;
-        }
+    #[inline]
+    fn level_of(
+        &self,
+        conn: Option<ConnId>,
+        route: &Route,
+        topic: &str,
+        qos: QoS,
+        retain: bool,
+    ) -> Level {
         let at_least_once = qos > QoS::AtMostOnce;
-        let is_wanted = retain || at_least_once && route::is_wanted_durably(self, topic);
+        let is_wanted = self.changes.is_enabled()
+            && (retain || at_least_once && route::is_wanted_durably(self, route));
         if !is_wanted {
             return Level::None;
         }
@@ -244,9 +265,8 @@ impl Broker {
         else {
             return;
         };
-        let mut forwarded = std::mem::take(&mut self.publishing.forwarded);
-        forwarded.clear();
-        publish.properties.append_forwarded(&mut forwarded);
+        let mut buf = std::mem::take(&mut self.publishing.forwarded);
+        let forwarded = publish.properties.forwarded(&mut buf);
         let shared = frame.shared.map(|frame| shared_tail(frame, publish.payload.len()));
         let mut publication = Publication {
             topic,
@@ -254,22 +274,24 @@ impl Broker {
             qos: publish.qos,
             retain: publish.retain,
             deadline: publish.properties.message_expiry_interval.map(|secs| now.plus_secs(secs)),
-            forwarded: &forwarded,
+            forwarded,
+            as_received: AsReceived::of(publish, frame, self.version(conn)),
             publisher: Some(key),
             publisher_id: &publisher_id,
             id: None,
             memo: Memo::default(),
         };
+        let route = route::find(self, topic);
         let origin = (&publisher_id, publish.packet_id, false);
-        let level = self.level_of(Some(conn), topic, publish.qos, publish.retain);
+        let level = self.level_of(Some(conn), &route, topic, publish.qos, publish.retain);
         let change = self.record_publish(level, &mut publication, origin);
         match publish.packet_id {
             None => {
-                self.route(now, &publication);
+                self.route(now, &publication, &route);
             }
             Some(id) if publish.qos == QoS::AtLeastOnce => {
                 self.use_slot(conn, key, id, Held::No);
-                let receivers = self.route(now, &publication);
+                let receivers = self.route(now, &publication, &route);
                 let reason = self.receipt(conn, receivers);
                 self.answer_publish(conn, change, Parked::PubAck(id, reason));
             }
@@ -285,27 +307,38 @@ impl Broker {
                     let forward = Parked::Forward { message, packet_id: id, session: key };
                     self.answer_publish(conn, change, forward);
                 } else {
-                    let receivers = self.route(now, &publication);
+                    let receivers = self.route(now, &publication, &route);
                     let reason = self.receipt(conn, receivers);
                     self.answer_publish(conn, None, Parked::PubRec(id, reason));
                 }
             }
         }
-        forwarded.shrink_to(FORWARDED_BYTES_KEPT);
-        self.publishing.forwarded = forwarded;
+        route::put_back(self, route);
+        buf.shrink_to(FORWARDED_BYTES_KEPT);
+        self.publishing.forwarded = buf;
     }
 
     /// Records a publication, if [`Broker::level_of`] says so (SHARDS.md J1); the change that its
     /// answer waits for, if it waits. It comes from a client, under this packet id, or is its Will.
+    #[inline]
     fn record_publish(
+        &mut self,
+        level: Level,
+        publication: &mut Publication<'_>,
+        origin: (&Rc<str>, Option<PacketId>, bool),
+    ) -> Option<u64> {
+        match level {
+            Level::None => None,
+            level => self.record_at(level, publication, origin),
+        }
+    }
+
+    fn record_at(
         &mut self,
         level: Level,
         publication: &mut Publication<'_>,
         (publisher, packet_id, is_will): (&Rc<str>, Option<PacketId>, bool),
     ) -> Option<u64> {
-        if level == Level::None {
-            return None;
-        }
         let message = self.changes.next_message_id(publication.qos);
         publication.id = Some(message);
         let record = Record::Publish {
@@ -328,17 +361,25 @@ impl Broker {
     pub(super) fn record_will(
         &mut self,
         publication: &mut Publication<'_>,
+        route: &Route,
         client_id: &Rc<str>,
         is_will: bool,
     ) -> bool {
-        let level = self.level_of(None, publication.topic, publication.qos, publication.retain);
+        let (topic, qos, retain) = (publication.topic, publication.qos, publication.retain);
+        let level = self.level_of(None, route, topic, qos, retain);
         self.record_publish(level, publication, (client_id, None, is_will));
         publication.id.is_some()
     }
 
     /// Gives a publication to the routing half; whether anybody receives it.
-    pub(super) fn route(&mut self, now: Time, publication: &Publication<'_>) -> bool {
-        let routed = route::publish(self, now, publication);
+    #[inline]
+    pub(super) fn route(
+        &mut self,
+        now: Time,
+        publication: &Publication<'_>,
+        route: &Route,
+    ) -> bool {
+        let routed = route::publish(self, now, publication, route);
         if !routed.receivers {
             self.stats.messages_unmatched += 1;
         }

@@ -60,9 +60,11 @@ struct Merged {
     end: u32,
 }
 
+/// Where a topic goes, as it is remembered. Taken with [`find`], given back with [`put_back`].
 #[derive(Debug, Default)]
-struct Remembered {
+pub(crate) struct Route {
     topic: String,
+    hash: u64,
     /// None of a topic that is too long to be remembered.
     id: TopicId,
     generation: u64,
@@ -76,7 +78,10 @@ pub(crate) struct Routing {
     full: ShardSet,
     /// Lanes whose batch has its bytes: they take no more publishes in this tick.
     filled: ShardSet,
-    remembered: Vec<Remembered>,
+    /// By the topic's hash. Boxed, so that taking one moves a pointer.
+    remembered: Vec<Option<Box<Route>>>,
+    /// The one that was used last, out of its slot: a publisher mostly repeats its topic.
+    in_hand: Option<Box<Route>>,
     generation: u64,
     /// Topics that were remembered so far.
     topics: u64,
@@ -114,6 +119,7 @@ impl Routing {
             full: ShardSet::EMPTY,
             filled: ShardSet::EMPTY,
             remembered: Vec::new(),
+            in_hand: None,
             generation: 1,
             topics: 0,
             picked: Vec::new(),
@@ -131,7 +137,12 @@ impl Routing {
     /// Subscriptions and groups that are remembered for topics.
     #[cfg(test)]
     pub(crate) fn remembered_len(&self) -> usize {
-        self.remembered.iter().map(|topic| topic.matches.held()).sum()
+        self.remembered
+            .iter()
+            .chain([&self.in_hand])
+            .flatten()
+            .map(|topic| topic.matches.held())
+            .sum()
     }
 
     /// Whether no new questions are to be asked.
@@ -139,25 +150,27 @@ impl Routing {
         self.ending.began
     }
 
-    /// Takes a slot out of the memory; it goes back with [`Routing::put_back`].
-    #[inline]
-    fn take(&mut self, hash: u64) -> Remembered {
+    /// Takes the slot of a hash out of the memory; it goes back with [`Routing::put_back`].
+    fn take(&mut self, hash: u64) -> Box<Route> {
         if self.remembered.is_empty() {
-            self.remembered.resize_with(MATCH_CACHE_LEN, Remembered::default);
+            self.remembered.resize_with(MATCH_CACHE_LEN, || None);
         }
-        std::mem::take(&mut self.remembered[slot(hash)])
+        if let Some(other) = self.in_hand.take()
+            && other.id != TopicId::NONE
+        {
+            let at = slot(other.hash);
+            self.remembered[at] = Some(other);
+        }
+        self.remembered[slot(hash)].take().unwrap_or_default()
     }
 
     #[inline]
-    fn put_back(&mut self, hash: u64, mut remembered: Remembered) {
-        if remembered.id == TopicId::NONE {
-            return;
+    fn put_back(&mut self, mut route: Box<Route>) {
+        if route.matches.held() > MATCH_CACHE_MERGED_MAX {
+            route.matches = Matches::default();
+            route.generation = 0;
         }
-        if remembered.matches.held() > MATCH_CACHE_MERGED_MAX {
-            remembered.matches = Matches::default();
-            remembered.generation = 0;
-        }
-        self.remembered[slot(hash)] = remembered;
+        self.in_hand = Some(route);
     }
 
     fn next_topic(&mut self, topic: &str) -> TopicId {
@@ -227,14 +240,25 @@ impl Matches {
 
 /// Who is interested in this topic, remembered or found.
 #[inline]
-fn find(broker: &mut Broker, hash: u64, topic: &str) -> Remembered {
+pub(crate) fn find(broker: &mut Broker, topic: &str) -> Box<Route> {
+    let routing = &mut broker.routing;
+    let generation = routing.generation;
+    match routing.in_hand.take_if(|it| it.generation == generation && it.topic == topic) {
+        Some(found) => found,
+        None => find_remembered(broker, topic),
+    }
+}
+
+fn find_remembered(broker: &mut Broker, topic: &str) -> Box<Route> {
     let generation = broker.routing.generation;
+    let hash = broker.interest.topic_hash(topic);
     let mut found = broker.routing.take(hash);
     if found.generation != generation || found.topic != topic {
         found.generation = generation;
         if found.topic != topic || found.id == TopicId::NONE {
             found.topic.clear();
             found.topic.push_str(topic);
+            found.hash = hash;
             found.id = broker.routing.next_topic(topic);
         }
         let exactly = broker.interest.wanted_exactly(hash);
@@ -243,12 +267,17 @@ fn find(broker: &mut Broker, hash: u64, topic: &str) -> Remembered {
     found
 }
 
+/// The other end of [`find`].
+#[inline]
+pub(crate) fn put_back(broker: &mut Broker, route: Box<Route>) {
+    broker.routing.put_back(route);
+}
+
 /// Names the publication's topic as it is remembered here, for those who have a number for it.
 fn recall(broker: &mut Broker, publication: &Publication<'_>) {
-    let hash = broker.interest.topic_hash(publication.topic);
-    let found = find(broker, hash, publication.topic);
+    let found = find(broker, publication.topic);
     publication.memo.set_topic_id(found.id);
-    broker.routing.put_back(hash, found);
+    broker.routing.put_back(found);
 }
 
 /// Whether a publish to this topic may be read now: not while a lane that it may have to go
@@ -282,14 +311,9 @@ pub(crate) fn find_targets(broker: &Broker, topic: &str, retain: bool) -> ShardS
 
 /// Whether a session that outlives its connection wants messages of this topic at QoS 1 or 2, on
 /// whichever shard (SHARDS.md I3).
-pub(crate) fn is_wanted_durably(broker: &mut Broker, topic: &str) -> bool {
-    let hash = broker.interest.topic_hash(topic);
-    let found = find(broker, hash, topic);
-    let mut groups = found.matches.groups.iter();
-    let is_wanted =
-        found.matches.durable || groups.any(|group| broker.shared_subs.get(*group).is_durable());
-    broker.routing.put_back(hash, found);
-    is_wanted
+pub(crate) fn is_wanted_durably(broker: &Broker, route: &Route) -> bool {
+    let mut groups = route.matches.groups.iter();
+    route.matches.durable || groups.any(|group| broker.shared_subs.get(*group).is_durable())
 }
 
 /// The lanes that are full now. Tells whether one no longer is.
@@ -304,22 +328,41 @@ pub(crate) fn on_flushed(broker: &mut Broker) -> bool {
 }
 
 /// Gives a publication of this shard to all who receive it. It cannot be refused or wait any more.
-pub(crate) fn publish(broker: &mut Broker, now: Time, publication: &Publication<'_>) -> Routed {
-    let hash = broker.interest.topic_hash(publication.topic);
-    let found = find(broker, hash, publication.topic);
-    publication.memo.set_topic_id(found.id);
-    let matches = &found.matches;
+#[inline]
+pub(crate) fn publish(
+    broker: &mut Broker,
+    now: Time,
+    publication: &Publication<'_>,
+    route: &Route,
+) -> Routed {
+    publication.memo.set_topic_id(route.id);
+    to_plain(broker, now, publication, &route.matches);
+    let mut receivers = route.matches.has_receivers();
+    if publication.retain || !route.matches.groups.is_empty() || broker.place.shards > 1 {
+        receivers |= publish_beyond(broker, now, publication, route);
+    }
+    Routed { receivers }
+}
+
+/// What [`publish`] does besides plain subscriptions of this shard: retained store, groups, other
+/// shards. Whether a group has received it.
+fn publish_beyond(
+    broker: &mut Broker,
+    now: Time,
+    publication: &Publication<'_>,
+    route: &Route,
+) -> bool {
+    let Route { hash, ref matches, .. } = *route;
     let me = broker.place.shard;
-    let stamp = publication.retain.then(|| broker.retained.next_stamp(publication.topic));
     let message = Message::of(publication);
-    to_plain(broker, now, publication, matches);
+    let stamp = publication.retain.then(|| broker.retained.next_stamp(publication.topic));
     if let Some(stamp) = stamp {
         broker.replays.on_live(me, stamp, hash, !matches.filters.is_empty());
         if stamp.owner == me {
             retained::store(broker, now, &Store { message, origin: me, number: stamp.number });
         }
     }
-    let mut receivers = matches.has_receivers();
+    let mut receivers = false;
     let mut picked = std::mem::take(&mut broker.routing.picked);
     for &group in &matches.groups {
         let chosen = choose(broker, group, publication, hash);
@@ -335,8 +378,7 @@ pub(crate) fn publish(broker: &mut Broker, now: Time, publication: &Publication<
     }
     picked.clear();
     broker.routing.picked = picked;
-    broker.routing.put_back(hash, found);
-    Routed { receivers }
+    receivers
 }
 
 /// One entry for each shard that has something to do (SHARDS.md L9).
@@ -496,6 +538,7 @@ pub(crate) fn with_stored(
         retain: stored.retain,
         deadline: stored.deadline,
         forwarded: &spare.forwarded,
+        as_received: None,
         publisher: None,
         publisher_id: publisher.as_deref().unwrap_or(""),
         id: stored.id,
@@ -600,17 +643,17 @@ fn on_message(
     duty: Duty,
 ) {
     let mut matched = false;
-    let hash = broker.interest.topic_hash(publication.topic);
     if duty.plain {
-        let found = find(broker, hash, publication.topic);
+        let found = find(broker, publication.topic);
         publication.memo.set_topic_id(found.id);
         matched = !found.matches.filters.is_empty();
         if matched {
             to_plain(broker, now, publication, &found.matches);
         }
-        broker.routing.put_back(hash, found);
+        broker.routing.put_back(found);
     }
     let Some(stamp) = duty.stamp else { return };
+    let hash = broker.interest.topic_hash(publication.topic);
     broker.replays.on_live(from, stamp, hash, matched);
     if duty.store {
         let message = Message::of(publication);

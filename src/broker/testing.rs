@@ -218,13 +218,8 @@ impl World {
             let broker = &mut self.brokers[link.shard];
             let version = broker.version_of(link.conn);
             let shared = (frame.len() >= SHARE_PAYLOAD_FROM).then_some(&frame);
-            let step = match decode(&frame, version, Side::Server) {
-                Ok(packet) => {
-                    let frame = Frame { len: frame.len(), shared };
-                    broker.handle_packet(self.now, link.conn, &packet, frame)
-                }
-                Err(error) => broker.handle_decode_error(self.now, link.conn, &error),
-            };
+            let info = Frame { bytes: &frame, shared };
+            let step = broker.handle_frame(self.now, link.conn, version, info, &mut "");
             match step {
                 Step::Next => {}
                 Step::Pause => link.held = true,
@@ -356,6 +351,11 @@ impl World {
     /// Everything that the client received since the last look.
     pub(crate) fn take(&mut self, client: Client) -> Vec<Got> {
         std::iter::from_fn(|| self.take_first(client, |_| true)).collect()
+    }
+
+    /// The same as bytes.
+    pub(crate) fn take_bytes(&mut self, client: Client) -> Vec<u8> {
+        std::mem::take(&mut self.links[client.0].received)
     }
 
     /// The first that is of this kind; what stands before it is left.

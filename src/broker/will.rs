@@ -185,16 +185,19 @@ impl Broker {
             // Counts from the publication (3.1.3.2.4).
             deadline: will.expiry_secs.map(|secs| now.plus_secs(secs)),
             forwarded: &will.forwarded,
+            as_received: None,
             publisher: Some(*session),
             publisher_id: client_id,
             id: None,
             memo: Memo::default(),
         };
+        let route = route::find(self, &will.topic);
         // Published once, whatever happens from here on (SHARDS.md J9).
-        if !self.record_will(&mut publication, client_id, is_last) && is_last {
+        if !self.record_will(&mut publication, &route, client_id, is_last) && is_last {
             self.record_no_will(client_id);
         }
-        self.route(now, &publication);
+        self.route(now, &publication, &route);
+        route::put_back(self, route);
         self.stats.wills_published += 1;
     }
 

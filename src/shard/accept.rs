@@ -83,7 +83,7 @@ impl<B: Backend> Shard<B> {
                 } else if self.must_wait_for_owner(id, connect.client_id) {
                     self.restore(id, input, 0);
                 } else {
-                    let consumed = self.connect(id, &connect, len);
+                    let consumed = self.connect(id, &connect, &input.unread()[..len]);
                     self.restore(id, input, if consumed { len } else { 0 });
                     self.go_on(id);
                 }
@@ -126,14 +126,15 @@ impl<B: Backend> Shard<B> {
     }
 
     /// Gives CONNECT to the broker; whether it was consumed.
-    fn connect(&mut self, id: ConnId, connect: &Connect<'_>, len: usize) -> bool {
+    fn connect(&mut self, id: ConnId, connect: &Connect<'_>, frame: &[u8]) -> bool {
         let Some(conn) = self.conns.get_mut(id) else { return true };
         if conn.version.is_none() {
             conn.version = Some(connect.version);
             self.broker.handle_open(self.now, id, conn.accepted);
         }
         let packet = Packet::Connect(*connect);
-        let step = self.broker.handle_packet(self.now, id, &packet, Frame { len, shared: None });
+        let frame = Frame { bytes: frame, shared: None };
+        let step = self.broker.handle_packet(self.now, id, &packet, frame);
         if step == Step::Wait {
             conn.waiting = true;
             return false;

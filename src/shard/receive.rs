@@ -8,7 +8,7 @@
 use super::conn::Conn;
 use crate::broker::{Broker, Frame, Step};
 use crate::clock::Time;
-use crate::codec::mqtt::{self, DecodeError, Side};
+use crate::codec::mqtt::{self, DecodeError};
 use crate::ids::ConnId;
 use crate::limits::SHARE_PAYLOAD_FROM;
 use bytes::Bytes;
@@ -62,7 +62,8 @@ pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: 
         && !is_too_large(broker, conn, id, taken.len())
     {
         let frame = Bytes::from(taken.into_vec());
-        let step = handle_frame(broker, conn, now, id, &frame, Some(&frame));
+        let info = Frame { bytes: &frame, shared: Some(&frame) };
+        let step = broker.handle_frame(now, id, conn.version, info, &mut "");
         if apply(conn, step) {
             conn.handled += frame.len() as u64;
         } else {
@@ -84,6 +85,7 @@ fn handle_frames(
     data: &[u8],
 ) -> usize {
     let mut at = 0;
+    let mut topic = "";
     while conn.may_parse() {
         let rest = &data[at..];
         let len = match mqtt::frame_len(rest) {
@@ -104,7 +106,8 @@ fn handle_frames(
                 return data.len();
             }
         };
-        let step = handle_frame(broker, conn, now, id, &rest[..len], None);
+        let frame = Frame { bytes: &rest[..len], shared: None };
+        let step = broker.handle_frame(now, id, conn.version, frame, &mut topic);
         if step == Step::Close {
             apply(conn, step);
             return data.len();
@@ -114,20 +117,6 @@ fn handle_frames(
         }
     }
     at
-}
-
-fn handle_frame(
-    broker: &mut Broker,
-    conn: &Conn,
-    now: Time,
-    id: ConnId,
-    frame: &[u8],
-    shared: Option<&Bytes>,
-) -> Step {
-    match mqtt::decode(frame, conn.version, Side::Server) {
-        Ok(packet) => broker.handle_packet(now, id, &packet, Frame { len: frame.len(), shared }),
-        Err(error) => broker.handle_decode_error(now, id, &error),
-    }
 }
 
 /// Takes note of what the broker said of a packet; whether it was consumed.

@@ -87,16 +87,12 @@ impl World {
         if peer.done {
             return true;
         }
-        let step = match decode(frame, peer.version, Side::Server) {
-            Ok(packet) => {
-                if let Packet::Connect(connect) = packet {
-                    peer.version = peer.version.or(Some(connect.version));
-                }
-                let frame = Frame { len: frame.len(), shared: None };
-                self.broker.handle_packet(self.now, peer.conn, &packet, frame)
-            }
-            Err(error) => self.broker.handle_decode_error(self.now, peer.conn, &error),
-        };
+        let version = peer.version;
+        if let (None, Ok(Packet::Connect(connect))) = (version, decode(frame, None, Side::Server)) {
+            peer.version = Some(connect.version);
+        }
+        let info = Frame { bytes: frame, shared: None };
+        let step = self.broker.handle_frame(self.now, peer.conn, version, info, &mut "");
         match step {
             Step::Next => {}
             Step::Wait | Step::Pause => peer.held = true,

@@ -162,7 +162,7 @@ fn what_lingers_is_bounded_within_one_packet() {
         };
         let conn = world.brokers[mine].owner_of("c").expect("connected");
         let packet = Packet::Unsubscribe(unsubscribe);
-        let (now, frame) = (world.now, Frame { len: 100, shared: None });
+        let (now, frame) = (world.now, Frame { bytes: &[0; 100], shared: None });
         let step = world.brokers[mine].handle_packet(now, conn, &packet, frame);
         assert_eq!(step, Step::Next);
         assert_eq!(world.brokers[mine].interest.lingering_len(), INTEREST_LINGER_MAX);

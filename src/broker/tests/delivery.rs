@@ -345,3 +345,51 @@ fn identifiers_are_those_of_what_matches() {
         assert_eq!(ids(got), [[1, 200, 70_000]]);
     }
 }
+
+/// A PUBLISH goes on byte by byte only where nothing of it is to change: [MQTT-3.3.1-2],
+/// [MQTT-3.3.1-12], [MQTT-3.3.2-6], [MQTT-3.3.2-7], [MQTT-3.3.4-3].
+#[test]
+fn what_is_passed_on_as_it_came() {
+    let mut world = World::new(1);
+    let mut join = |version, id: &str, options: &[u8]| {
+        let (client, _) = world.join(&hello(version, id));
+        let mut frame = vec![0x82, 0, 0, 1];
+        if version == Version::V5 {
+            frame.extend_from_slice(options);
+        }
+        frame.extend_from_slice(b"\x00\x01t\x00");
+        frame[1] = frame.len() as u8 - 2;
+        world.send_bytes(client, &frame);
+        world.take(client);
+        client
+    };
+    let three = join(Version::V311, "three", &[]);
+    let oldest = join(Version::V31, "oldest", &[]);
+    let five = join(Version::V5, "five", &[0]);
+    let numbered = join(Version::V5, "numbered", &[2, 0x0B, 7]);
+    let (from_31, _) = world.join(&hello(Version::V31, "from 3.1"));
+    let (from_3, _) = world.join(&hello(Version::V311, "from 3"));
+    let (from_5, _) = world.join(&hello(Version::V5, "from 5"));
+    let bare: &[u8] = b"\x30\x05\0\x01thi";
+    let empty: &[u8] = b"\x30\x06\0\x01t\0hi";
+    let typed: &[u8] = b"\x30\x08\0\x01t\x02\x01\x01hi";
+    let lasting: &[u8] = b"\x30\x0b\0\x01t\x05\x02\0\0\0\x09hi";
+    for (publisher, sent, to_five) in [
+        (from_3, bare, empty),
+        (from_31, b"\x38\x05\0\x01thi", empty),
+        (from_3, b"\x31\x05\0\x01thi", empty),
+        (from_5, empty, empty),
+        (from_5, typed, typed),
+        (from_5, lasting, lasting),
+        (from_5, b"\x30\x09\0\x01t\x03\x23\0\x01hi", empty),
+        (from_5, b"\x30\x08\0\0\x03\x23\0\x01hi", empty),
+    ] {
+        world.send_bytes(publisher, sent);
+        for client in [three, oldest] {
+            assert_eq!(world.take_bytes(client), bare, "of {sent:02x?}");
+        }
+        assert_eq!(world.take_bytes(five), to_five, "of {sent:02x?}");
+        let with_id = world.take_messages(numbered);
+        assert_eq!(with_id[0].subscription_ids, [7], "of {sent:02x?}");
+    }
+}

@@ -360,7 +360,7 @@ impl<'a> Will<'a> {
         } else {
             (PublishProperties::default(), 0)
         };
-        let topic = topic::read_name(packet)?;
+        let topic = topic::read_name(packet, "")?;
         if topic.is_empty() {
             return Err(Cause::TopicEmpty);
         }

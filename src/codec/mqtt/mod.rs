@@ -278,20 +278,11 @@ pub fn decode<'a>(
     version: Option<Version>,
     side: Side,
 ) -> Result<Packet<'a>, DecodeError> {
-    let mut packet = Reader::new(frame);
-    let first =
-        packet.u8().map_err(|cause| DecodeError::new(PacketKind::Reserved, cause, version))?;
-    let kind = PacketKind::of(first);
+    let (first, kind, mut packet) = open(frame, version)?;
     let fail = |cause| DecodeError::new(kind, cause, version);
-    let remaining = packet.vbi().map_err(fail)? as usize;
-    match packet.rest().len() {
-        len if len < remaining => return Err(fail(Cause::Truncated)),
-        len if len > remaining => return Err(fail(Cause::TrailingBytes)),
-        _ => {}
-    }
     match (kind, version) {
         (PacketKind::Publish, Some(version)) => {
-            Publish::read(first, &mut packet, version, side).map(Packet::Publish).map_err(fail)
+            Publish::read(first, &mut packet, version, side, "").map(Packet::Publish).map_err(fail)
         }
         (PacketKind::Connect, None) if side == Side::Server => {
             // 3.1 does not use the flags; which version it is, is only known further on.
@@ -305,6 +296,43 @@ pub fn decode<'a>(
         }
         (_, None) => Err(fail(Cause::ConnectExpected)),
         (_, Some(version)) => decode_control(kind, first, packet, version, side),
+    }
+}
+
+/// [`decode`] for a frame that is a PUBLISH: most are, and it is not copied into a [`Packet`], which
+/// has room for the largest of them.
+///
+/// `known` is a Topic Name that has been checked already, such as that of the packet before: the
+/// same one is compared instead of being checked again. Empty is none.
+#[inline]
+pub fn decode_publish<'a>(
+    frame: &'a [u8],
+    version: Version,
+    side: Side,
+    known: &'a str,
+) -> Result<Publish<'a>, DecodeError> {
+    let (first, kind, mut packet) = open(frame, Some(version))?;
+    debug_assert_eq!(kind, PacketKind::Publish);
+    Publish::read(first, &mut packet, version, side, known)
+        .map_err(|cause| DecodeError::new(kind, cause, Some(version)))
+}
+
+/// The fixed header of `frame`, and what follows it.
+#[inline]
+fn open(
+    frame: &[u8],
+    version: Option<Version>,
+) -> Result<(u8, PacketKind, Reader<'_>), DecodeError> {
+    let mut packet = Reader::new(frame);
+    let first =
+        packet.u8().map_err(|cause| DecodeError::new(PacketKind::Reserved, cause, version))?;
+    let kind = PacketKind::of(first);
+    let fail = |cause| DecodeError::new(kind, cause, version);
+    let remaining = packet.vbi().map_err(fail)? as usize;
+    match packet.rest().len() {
+        len if len < remaining => Err(fail(Cause::Truncated)),
+        len if len > remaining => Err(fail(Cause::TrailingBytes)),
+        _ => Ok((first, kind, packet)),
     }
 }
 

@@ -108,9 +108,41 @@ impl PartialEq for Verbatim<'_> {
 impl Eq for Verbatim<'_> {}
 
 impl<'a> PublishProperties<'a> {
-    /// Appends, in the encoding of MQTT 5.0 and without a length, the properties that travel
-    /// unchanged from publisher to subscriber `[MQTT-3.3.2-4]`, `[MQTT-3.3.2-15]` to
-    /// `[MQTT-3.3.2-20]`: all but expiry, alias and Subscription Identifiers.
+    /// Decoded, and there are none.
+    const NONE: Self = Self {
+        payload_format: None,
+        message_expiry_interval: None,
+        topic_alias: None,
+        response_topic: None,
+        correlation_data: None,
+        content_type: None,
+        user_properties: UserProperties::EMPTY,
+        subscription_ids: SubscriptionIds::EMPTY,
+        verbatim: Verbatim(Some(&[])),
+    };
+
+    /// Whether all of them are forwarded, as they came.
+    pub fn are_verbatim(&self) -> bool {
+        self.verbatim.0.is_some()
+    }
+
+    /// In the encoding of MQTT 5.0 and without a length, the properties that travel unchanged from
+    /// publisher to subscriber `[MQTT-3.3.2-4]`, `[MQTT-3.3.2-15]` to `[MQTT-3.3.2-20]`: all but
+    /// expiry, alias and Subscription Identifiers. As they came, if that is possible, else written
+    /// to `buf`.
+    pub fn forwarded<'b>(&self, buf: &'b mut Vec<u8>) -> &'b [u8]
+    where
+        'a: 'b,
+    {
+        if let Some(bytes) = self.verbatim.0 {
+            return bytes;
+        }
+        buf.clear();
+        self.put_forwarded(buf);
+        buf
+    }
+
+    /// Appends what [`PublishProperties::forwarded`] gives.
     pub fn append_forwarded(&self, out: &mut Vec<u8>) {
         self.put_forwarded(out);
     }
@@ -232,6 +264,7 @@ impl<'a> Publish<'a> {
         packet: &mut Reader<'a>,
         version: Version,
         side: Side,
+        known: &'a str,
     ) -> Result<Self, Cause> {
         let qos = QoS::from_bits(first >> 1 & 0b11).ok_or(Cause::Qos)?;
         let mut dup = first & DUP != 0;
@@ -242,13 +275,12 @@ impl<'a> Publish<'a> {
             }
             dup = false;
         }
-        let topic = topic::read_name(packet)?;
+        let topic = topic::read_name(packet, known)?;
         let packet_id = if qos == QoS::AtMostOnce { None } else { Some(packet.packet_id()?) };
-        let mut properties = PublishProperties::default();
+        let mut properties = PublishProperties::NONE;
         if version == Version::V5 {
             if packet.rest().first() == Some(&0) {
                 packet.u8()?;
-                properties.verbatim = Verbatim(Some(&[]));
             } else {
                 let mut section = Section::take(packet, ALLOWED)?;
                 (properties, _) = PublishProperties::read(&mut section, side)?;
@@ -379,7 +411,7 @@ impl Delivery<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{ALL_VERSIONS, accepted, bad, frame, good, packet_id, written};
-    use super::super::{Packet, ReasonCode, decode};
+    use super::super::{Packet, ReasonCode, decode, decode_publish};
     use super::*;
 
     fn at(qos: QoS, id: u16, publish: Publish<'_>) -> Publish<'_> {
@@ -427,6 +459,26 @@ mod tests {
             assert_eq!(bad(0x32, "'a' 01", Cause::Truncated), 0x81);
         }
         bad(Version::V5, Side::Server, 0x30, "'a'", Cause::Truncated);
+    }
+
+    /// A topic that is known is compared, and nothing else is let through with it.
+    #[test]
+    fn a_known_topic() {
+        for (body, cause) in [
+            ("'a/b' 6869", None),
+            ("'a/c' 6869", None),
+            ("'a/+' 6869", Some(Cause::TopicWildcard)),
+            ("'' 6869", Some(Cause::TopicEmpty)),
+            ("0003 C08061 00", Some(Cause::Utf8)),
+        ] {
+            for known in ["", "a/b", "a"] {
+                let bytes = frame(0x30, body);
+                let direct = decode_publish(&bytes, Version::V311, Side::Server, known);
+                let whole = decode(&bytes, Some(Version::V311), Side::Server);
+                assert_eq!(direct.map(Packet::Publish), whole, "{body} {known}");
+                assert_eq!(direct.err().map(|error| error.cause), cause);
+            }
+        }
     }
 
     /// `[MQTT-3.3.1-2]`; 3.1 gives the flag no meaning at QoS 0.

@@ -98,10 +98,18 @@ fn is_plain(bytes: &[u8]) -> bool {
     !bytes.iter().any(|byte| matches!(byte, 0 | b'+' | b'#'))
 }
 
-/// Reads a UTF-8 Encoded String without U+0000 and wildcards; it may be empty.
+/// Reads a UTF-8 Encoded String without U+0000 and wildcards; it may be empty. `known` has been
+/// read so before, or is empty.
 #[inline]
-pub(super) fn read_name<'a>(packet: &mut Reader<'a>) -> Result<&'a str, Cause> {
+pub(super) fn read_name<'a>(packet: &mut Reader<'a>, known: &'a str) -> Result<&'a str, Cause> {
     let bytes = packet.binary()?;
+    if bytes == known.as_bytes() {
+        return Ok(known);
+    }
+    check_name(bytes)
+}
+
+fn check_name(bytes: &[u8]) -> Result<&str, Cause> {
     let name = std::str::from_utf8(bytes).map_err(|_| Cause::Utf8)?;
     if is_plain(bytes) {
         Ok(name)
