@@ -193,8 +193,8 @@ done
 # All scenarios at a glance, in the order in which they ran.
 overview() {
     printf '%s\n' "${scenarios[@]}" | jq -Rn --slurpfile all "$work/comparison.json" -r '
-        def short: if . < 1 then . * 1000 | round / 1000 elif . < 100 then . * 10 | round / 10
-            else round end | tostring;
+        def short: if . < 1 then . * 1000 | round / 1000 elif . < 10 then . * 100 | round / 100
+            elif . < 100 then . * 10 | round / 10 else round end | tostring;
         def value($s; $set; $key): [$s.rows[] | select(.key == $key) | .cells[$set]?.value][0];
         $all[0] as $all | ($all.sets | length) as $count |
         "| | \($all.sets | join(" | ")) |", "|---|\("--:|" * $count)",
