@@ -65,12 +65,17 @@ fn head(html: &mut String, comparison: &Comparison, title: Option<&str>) {
     let heading = match title {
         Some(title) => escape(title),
         None => {
-            let name = |name: &String| format!("<span class=\"name\">{}</span>", escape(name));
-            let names: Vec<String> = comparison.sets.iter().map(name).collect();
+            // The comma stays with its name.
+            let last = comparison.sets.len().saturating_sub(1);
+            let name = |(set, name): (usize, &String)| {
+                let comma = if (1..last).contains(&set) { "," } else { "" };
+                format!("<span class=\"name\">{}{comma}</span>", escape(name))
+            };
+            let names: Vec<String> = comparison.sets.iter().enumerate().map(name).collect();
             match names.split_first() {
                 Some((first, [])) => first.clone(),
                 Some((first, rest)) => {
-                    format!("{first} <span class=\"beside\">beside</span> {}", rest.join(", "))
+                    format!("{first} <span class=\"beside\">beside</span> {}", rest.join(" "))
                 }
                 None => String::new(),
             }
