@@ -16,7 +16,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Packet, PacketId, QoS, ReasonCode};
+use crate::codec::mqtt::{Ack, Packet, PacketId, PacketKind, QoS, ReasonCode};
 use crate::ids::{ConnId, ShardId};
 use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYLOAD_FROM};
 
@@ -439,32 +439,30 @@ impl Broker {
         if self.conns.state(conn) != Some(State::Online) {
             return;
         }
-        let packet = match *answer {
-            Parked::PubAck(id, reason) => Packet::PubAck(Ack::new(id, reason)),
-            Parked::PubRec(id, reason) => Packet::PubRec(Ack::new(id, reason)),
-            Parked::PubComp(id, reason) => Packet::PubComp(Ack::new(id, reason)),
+        let (kind, id, reason) = match *answer {
+            Parked::PubAck(id, reason) => (PacketKind::PubAck, id, reason),
+            Parked::PubRec(id, reason) => (PacketKind::PubRec, id, reason),
+            Parked::PubComp(id, reason) => (PacketKind::PubComp, id, reason),
             _ => return,
         };
         // A QoS 1 publication and a refused QoS 2 one are over now; the others at PUBCOMP.
-        let is_over = match *answer {
-            Parked::PubRec(_, reason) => reason.is_error(),
-            Parked::PubComp(..) => false,
-            _ => true,
+        let is_over = match kind {
+            PacketKind::PubRec => reason.is_error(),
+            kind => kind == PacketKind::PubAck,
         };
         if is_over && let Some(state) = self.conns.get_mut(conn) {
             state.inbound_used = state.inbound_used.saturating_sub(1);
         }
         if why.is_empty() {
-            self.write(conn, &packet);
-            return;
+            return self.write_ack(conn, kind, id, reason);
         }
-        let said = |ack: Ack<'static>| Ack { reason_string: Some(why), ..ack };
-        let said = match packet {
-            Packet::PubAck(ack) => Packet::PubAck(said(ack)),
-            Packet::PubRec(ack) => Packet::PubRec(said(ack)),
-            other => other,
+        let bare = Ack::new(id, reason);
+        let said = Ack { reason_string: Some(why), ..bare };
+        let packet = match kind {
+            PacketKind::PubAck => Packet::PubAck,
+            _ => Packet::PubRec,
         };
-        self.write_explained(conn, &said, &packet);
+        self.write_explained(conn, &packet(said), &packet(bare));
     }
 
     fn write_encoded(&mut self, id: ConnId, bytes: &[u8]) {

@@ -8,7 +8,7 @@
 
 use crate::buf::OutBuf;
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Packet, PacketId, ReasonCode, Version};
+use crate::codec::mqtt::{Ack, BareAck, Packet, PacketId, PacketKind, ReasonCode, Version};
 use crate::ids::ConnId;
 
 use super::alias::{Aliases, Naming, TopicId};
@@ -381,6 +381,38 @@ impl Broker {
     /// Writes a packet to a connection; one that is closing or gone gets nothing.
     pub(crate) fn write(&mut self, conn: ConnId, packet: &Packet<'_>) -> bool {
         self.conns.write(conn, packet, &mut self.out, &mut self.stats)
+    }
+
+    /// Writes one step of a QoS 1 or 2 exchange.
+    #[inline]
+    pub(crate) fn write_ack(
+        &mut self,
+        id: ConnId,
+        kind: PacketKind,
+        packet_id: PacketId,
+        reason: ReasonCode,
+    ) {
+        if reason == ReasonCode::SUCCESS
+            && let Some(conn) = self.conns.get_mut(id)
+            && conn.state != State::Closing
+            && conn.packet_size_max as usize >= BareAck::LEN
+        {
+            let bytes = BareAck { kind, packet_id }.encode();
+            conn.append(id, &mut self.out.dirty, |outbox| outbox.extend_from_slice(&bytes));
+            conn.count_answer(bytes.len());
+            self.stats.packets_out += 1;
+            self.stats.bytes_out += bytes.len() as u64;
+            return;
+        }
+        let ack = Ack::new(packet_id, reason);
+        let packet = match kind {
+            PacketKind::PubAck => Packet::PubAck(ack),
+            PacketKind::PubRec => Packet::PubRec(ack),
+            PacketKind::PubRel => Packet::PubRel(ack),
+            PacketKind::PubComp => Packet::PubComp(ack),
+            _ => unreachable!("invariant: a step of an exchange"),
+        };
+        self.write(id, &packet);
     }
 
     /// Writes a PUBREL that is owed from an earlier connection. In 3.1 it has DUP then (its section

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Delivery, Packet, PacketId, Publish, QoS, ReasonCode, Version};
+use crate::codec::mqtt::{Ack, Delivery, PacketId, PacketKind, Publish, QoS, ReasonCode, Version};
 use crate::ids::ConnId;
 use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
 
@@ -28,6 +28,7 @@ use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Store
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::Chosen;
+use super::variant::Form;
 use super::{Broker, Dirty, Frame, Stats, memory, replay};
 
 /// An Application Message on its way to its receivers.
@@ -52,11 +53,14 @@ pub(crate) struct Publication<'a> {
     pub(crate) memo: Memo,
 }
 
-/// A PUBLISH that who gets it at QoS 0, without RETAIN, by its topic's name and without Subscription
-/// Identifiers gets byte by byte as it came, if they speak the same version.
+/// A PUBLISH that who gets it at its own QoS, without RETAIN, by its topic's name and without
+/// Subscription Identifiers gets as it came, but for DUP and the packet id, if they speak the same
+/// version.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AsReceived<'a> {
     is_v5: bool,
+    qos: QoS,
+    packet_id_at: usize,
     bytes: &'a [u8],
 }
 
@@ -65,26 +69,60 @@ impl<'a> AsReceived<'a> {
     /// receiver (an alias, flags of 3.1 without meaning) is not passed on.
     #[inline]
     pub(super) fn of(publish: &Publish<'_>, frame: Frame<'a>, version: Version) -> Option<Self> {
-        /// A PUBLISH at QoS 0 without flags.
-        const PLAIN: u8 = 0x30;
-        let is_same = frame.bytes[0] == PLAIN
+        let (bytes, qos) = (frame.bytes, publish.qos);
+        let has_no_flags =
+            bytes[0] & !DUP == first_byte(qos) && publish.dup == (bytes[0] & DUP != 0);
+        let is_same = has_no_flags
             && frame.shared.is_none()
-            && frame.bytes.len() < SHARE_PAYLOAD_FROM
+            && bytes.len() < SHARE_PAYLOAD_FROM
             && publish.properties.are_verbatim();
-        is_same.then_some(Self { is_v5: version == Version::V5, bytes: frame.bytes })
+        // Of a frame of this length, the length takes one byte or two.
+        let header_len = 2 + usize::from(bytes[1] >> 7);
+        let packet_id_at = header_len + 2 + publish.topic.len();
+        is_same.then_some(Self { is_v5: version == Version::V5, qos, packet_id_at, bytes })
     }
 
-    /// The bytes for this client, which gets it on these terms.
+    /// Whether this client gets it so, on these terms.
     #[inline]
-    fn fit(self, conn: &Conn, terms: &Terms<'_>) -> Option<&'a [u8]> {
+    fn fits(&self, conn: &Conn, qos: QoS, terms: &Terms<'_>) -> bool {
         let is_v5 = conn.version() == Version::V5;
-        let is_fit = is_v5 == self.is_v5
+        is_v5 == self.is_v5
+            && qos == self.qos
             && conn.aliases.is_none()
             && (!is_v5 || terms.subscription_ids.is_empty())
-            && self.bytes.len() <= conn.packet_size_max as usize;
-        is_fit.then_some(self.bytes)
+            && self.bytes.len() <= conn.packet_size_max as usize
+    }
+
+    #[inline]
+    fn append(self, (id, conn): (ConnId, &mut Conn), dirty: &mut Dirty, packet_id: PacketId) {
+        conn.append(id, dirty, |outbox| {
+            let tail = outbox.tail();
+            let start = tail.len();
+            tail.extend_from_slice(self.bytes);
+            let packet = &mut tail[start..];
+            packet[0] = first_byte(self.qos);
+            let at = self.packet_id_at;
+            packet[at..at + 2].copy_from_slice(&packet_id.get().to_be_bytes());
+        });
     }
 }
+
+/// What is copied for one receiver.
+enum Source<'a> {
+    AsReceived(AsReceived<'a>),
+    Variant(Form),
+}
+
+/// Of a PUBLISH.
+const DUP: u8 = 0x08;
+
+/// Of a PUBLISH without DUP and RETAIN.
+#[inline]
+const fn first_byte(qos: QoS) -> u8 {
+    0x30 | (qos as u8) << 1
+}
+
+const _: () = assert!(SHARE_PAYLOAD_FROM <= 0x3FFF, "a length of two bytes");
 
 /// What is made once per publication: [`Default`] for each new one.
 #[derive(Debug, Default)]
@@ -229,7 +267,9 @@ pub(crate) fn to_session(
         return;
     }
     // Most of all messages.
-    if let Some(bytes) = publication.as_received.and_then(|received| received.fit(conn, terms)) {
+    if let Some(AsReceived { bytes, .. }) =
+        publication.as_received.filter(|it| it.fits(conn, qos, terms))
+    {
         conn.append(id, &mut out.dirty, |outbox| outbox.extend_from_slice(bytes));
         stats.count_out(qos, bytes.len());
         return;
@@ -272,7 +312,12 @@ fn to_window_or_queue(
         && outgoing.queue.is_empty()
         && outgoing.exchanges.is_resent()
     {
-        let Some(form) = variants.choose(now, publication, conn, qos, terms) else {
+        let received = publication.as_received.filter(|it| it.fits(conn, qos, terms));
+        let source = match received {
+            Some(received) => Some(Source::AsReceived(received)),
+            None => variants.choose(now, publication, conn, qos, terms).map(Source::Variant),
+        };
+        let Some(source) = source else {
             stats.dropped_too_large += 1;
             return broker.record_end(key, publication.id, terms.group);
         };
@@ -281,8 +326,16 @@ fn to_window_or_queue(
             return broker.begin_recorded(key, id, queued);
         }
         let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
-        variants.append((id, conn), &mut out.dirty, publication, form, Some(packet_id));
-        stats.count_out(qos, form.len);
+        match source {
+            Source::AsReceived(received) => {
+                received.append((id, conn), &mut out.dirty, packet_id);
+                stats.count_out(qos, received.bytes.len());
+            }
+            Source::Variant(form) => {
+                variants.append((id, conn), &mut out.dirty, publication, form, Some(packet_id));
+                stats.count_out(qos, form.len);
+            }
+        }
         return;
     }
     let bounds = (config.queue_len_max, config.queue_bytes_max);
@@ -557,7 +610,7 @@ impl Broker {
             // It is over here; the answer lets the client end it as well.
             if !ack.reason.is_error() {
                 let reason = ReasonCode::PACKET_IDENTIFIER_NOT_FOUND;
-                self.write(conn, &Packet::PubRel(Ack::new(packet_id, reason)));
+                self.write_ack(conn, PacketKind::PubRel, packet_id, reason);
             }
             return super::Step::Next;
         };
@@ -573,7 +626,7 @@ impl Broker {
             Stage::Published | Stage::Assigning => self.receive_exchange(key, conn, index),
             Stage::Received => {}
             Stage::Released(_) => {
-                self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+                self.write_ack(conn, PacketKind::PubRel, packet_id, ReasonCode::SUCCESS);
             }
         }
         super::Step::Next
@@ -619,7 +672,7 @@ impl Broker {
             self.changes.park(change, conn, Parked::PubRel { session: key, packet_id });
         } else {
             outgoing.exchanges.release(index);
-            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+            self.write_ack(conn, PacketKind::PubRel, packet_id, ReasonCode::SUCCESS);
         }
         if let Some(Queued { message, group, .. }) = received {
             // The ASSIGN of a durable session has said as much.
@@ -641,7 +694,7 @@ impl Broker {
         outgoing.exchanges.release(index);
         // One whose CONNACK is still to come gets it behind that (SHARDS.md H5).
         if let Some((conn, _)) = online(&mut self.conns, session.conn) {
-            self.write(conn, &Packet::PubRel(Ack::new(packet_id, ReasonCode::SUCCESS)));
+            self.write_ack(conn, PacketKind::PubRel, packet_id, ReasonCode::SUCCESS);
         }
     }
 

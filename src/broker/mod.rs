@@ -66,7 +66,7 @@ use bytes::Bytes;
 use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    self, DecodeError, Packet, PacketKind, Publish, ReasonCode, Side, Version,
+    self, BareAck, DecodeError, Packet, PacketKind, Publish, ReasonCode, Side, Version,
 };
 use crate::ids::{ConnId, PlacementKey, ShardId, ShardSet};
 use crate::limits;
@@ -416,6 +416,11 @@ impl Broker {
         frame: Frame<'a>,
         topic: &mut &'a str,
     ) -> Step {
+        if version.is_some()
+            && let Some(ack) = BareAck::decode(frame.bytes)
+        {
+            return self.handle_ack(now, conn, ack, frame);
+        }
         let handled = match version {
             // Not by way of a `Packet`, which is large to be copied.
             Some(version) if PacketKind::of(frame.bytes[0]) == PacketKind::Publish => {
@@ -501,6 +506,24 @@ impl Broker {
             }
             _ => self.handle_packet(now, conn, &Packet::Publish(*publish), frame),
         }
+    }
+
+    /// [`Broker::handle_packet`] for what nearly all acknowledgements are.
+    fn handle_ack(&mut self, now: Time, conn: ConnId, ack: BareAck, frame: Frame<'_>) -> Step {
+        let (kind, ack) = (ack.kind, ack.to_ack());
+        if self.conns.hear(conn, now, self.config.outbox_bytes_max)
+            != Some((conn::State::Online, false))
+        {
+            // Whatever that is to mean, it does not depend on the kind.
+            return self.handle_packet(now, conn, &Packet::PubAck(ack), frame);
+        }
+        let step = match kind {
+            PacketKind::PubAck => self.on_puback(now, conn, &ack),
+            PacketKind::PubRec => self.on_pubrec(now, conn, &ack),
+            PacketKind::PubRel => self.on_pubrel(conn, &ack),
+            _ => self.on_pubcomp(now, conn, &ack),
+        };
+        self.count_handled(conn, step, frame)
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, PacketId, Publish, QoS, ReasonCode, Version};
+use crate::codec::mqtt::{Ack, PacketId, PacketKind, Publish, QoS, ReasonCode, Version};
 use crate::ids::ConnId;
 
 use super::change::{Parked, Record};
@@ -436,10 +436,7 @@ impl Broker {
     ) {
         match change {
             Some(change) => self.changes.park(change, conn, Parked::PubComp(id, reason)),
-            None => {
-                let packet = crate::codec::mqtt::Packet::PubComp(Ack::new(id, reason));
-                self.write(conn, &packet);
-            }
+            None => self.write_ack(conn, PacketKind::PubComp, id, reason),
         }
     }
 

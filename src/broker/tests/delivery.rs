@@ -393,3 +393,37 @@ fn what_is_passed_on_as_it_came() {
         assert_eq!(with_id[0].subscription_ids, [7], "of {sent:02x?}");
     }
 }
+
+/// What is acknowledged goes on with the receiver's own packet id and without DUP [MQTT-3.3.1-3],
+/// whichever way it is written.
+#[test]
+fn what_is_passed_on_with_another_packet_id() {
+    let mut world = World::new(1);
+    for version in [Version::V31, Version::V311, Version::V5] {
+        let (publisher, _) = world.join(&hello(version, "publisher"));
+        let (subscriber, _) = world.join(&hello(version, "subscriber"));
+        world.subscribe(subscriber, "t", ExactlyOnce);
+        for (n, first, long) in
+            [(1, 0x32, false), (2, 0x3A, false), (3, 0x34, true), (4, 0x3C, true)]
+        {
+            let payload = vec![b'x'; if long { 200 } else { 2 }];
+            let mut body = b"\0\x01t\x12\x34".to_vec();
+            if version == Version::V5 {
+                body.push(0);
+            }
+            body.extend_from_slice(&payload);
+            let len: &[u8] = if long { &[body.len() as u8 | 0x80, 1] } else { &[body.len() as u8] };
+            world.send_bytes(publisher, &[&[first], len, &body].concat());
+            let got = world.take_messages(subscriber);
+            let ids = (got[0].id, got[0].dup, got[0].qos);
+            assert_eq!((got.len(), ids), (1, (n, false, first >> 1 & 3)), "{version} {first:02x}");
+            assert_eq!(got[0].payload, payload);
+            if first & 0x04 != 0 {
+                world.send_bytes(publisher, b"\x62\x02\x12\x34");
+            }
+            world.take_bytes(publisher);
+        }
+        world.cut(publisher);
+        world.cut(subscriber);
+    }
+}

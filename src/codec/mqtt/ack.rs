@@ -21,6 +21,43 @@ pub struct Ack<'a> {
     pub user_properties: UserProperties<'a>,
 }
 
+/// One that says success and nothing else: the same four bytes in every version, and what nearly
+/// all acknowledgements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BareAck {
+    /// PUBACK, PUBREC, PUBREL or PUBCOMP.
+    pub kind: PacketKind,
+    /// Of the PUBLISH.
+    pub packet_id: PacketId,
+}
+
+impl BareAck {
+    /// Bytes of the packet.
+    pub const LEN: usize = 4;
+
+    /// Reads `frame` if it is one. What is not may still be another packet, or a malformed one.
+    #[inline]
+    pub fn decode(frame: &[u8]) -> Option<Self> {
+        let &[first, 2, high, low] = frame else { return None };
+        let kind = PacketKind::of(first);
+        let is_ack = PacketKind::PubAck <= kind && kind <= PacketKind::PubComp;
+        let packet_id = PacketId::new(u16::from_be_bytes([high, low]))?;
+        (is_ack && first & 0x0F == kind.flags()).then_some(Self { kind, packet_id })
+    }
+
+    /// The packet.
+    #[inline]
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let [high, low] = self.packet_id.get().to_be_bytes();
+        [(self.kind as u8) << 4 | self.kind.flags(), 2, high, low]
+    }
+
+    /// As any other.
+    pub const fn to_ack(self) -> Ack<'static> {
+        Ack::new(self.packet_id, ReasonCode::SUCCESS)
+    }
+}
+
 /// SUBACK and UNSUBACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubAck<'a> {
@@ -165,7 +202,7 @@ fn code_allowed(kind: PacketKind, version: Version, code: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{ALL_VERSIONS, accepted, bad, good, packet_id, written};
-    use super::super::{Packet, Side};
+    use super::super::{Packet, Side, decode};
     use super::*;
 
     const FOUR: [u8; 4] = [0x40, 0x50, 0x62, 0x70];
@@ -176,6 +213,25 @@ mod tests {
             0x50 => Packet::PubRec(ack),
             0x62 => Packet::PubRel(ack),
             _ => Packet::PubComp(ack),
+        }
+    }
+
+    /// The short way knows what the long way knows, and nothing else.
+    #[test]
+    fn bare_acks() {
+        for first in 0..=255_u8 {
+            for rest in [&[2, 0x12, 0x34][..], &[2, 0, 0], &[3, 0x12, 0x34, 0], &[1, 0x12], &[2, 1]]
+            {
+                let frame = [&[first], rest].concat();
+                let bare = BareAck::decode(&frame);
+                if let Some(bare) = bare {
+                    assert_eq!(bare.encode(), frame[..]);
+                }
+                let bare = bare.map(|bare| packet(first, bare.to_ack()));
+                let is_bare = FOUR.contains(&first) && rest.len() == 3;
+                let expected = decode(&frame, Some(Version::V311), Side::Server).ok();
+                assert_eq!(bare, expected.filter(|_| is_bare), "{frame:02x?}");
+            }
         }
     }
 

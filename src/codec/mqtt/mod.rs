@@ -30,7 +30,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use ack::{Ack, SubAck};
+pub use ack::{Ack, BareAck, SubAck};
 pub use connect::{
     ConnAck, ConnAckProperties, Connect, ConnectProperties, Will, version_of_connect,
 };
