@@ -186,7 +186,8 @@ impl<B: Backend> Shard<B> {
     pub fn start(&mut self, wakers: Vec<Waker>) -> io::Result<()> {
         assert_eq!(wakers.len(), self.shards, "invariant: one waker per shard");
         self.wakers = wakers;
-        if self.opens_later { Ok(()) } else { self.open() }
+        let opens = !self.opens_later || self.broker.is_open();
+        if opens { self.open() } else { Ok(()) }
     }
 
     /// Whether it accepts.

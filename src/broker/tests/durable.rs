@@ -1,8 +1,9 @@
 //! With a journal: what waits for a commit, and what happens in the meantime.
 #![forbid(unsafe_code)]
 
-use crate::broker::Config;
+use crate::broker::durable::MessageId;
 use crate::broker::testing::*;
+use crate::broker::{Config, Durability, Level, Record};
 use crate::codec::mqtt::{
     Ack, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, UserProperties, Version,
@@ -198,4 +199,213 @@ fn with_commits_nothing_looks_different() {
         assert!(present);
         assert_eq!(world.take_payloads(subscriber), expected);
     }
+}
+
+fn published(world: &World) -> Vec<MessageId> {
+    let name = |record: &Record| match record {
+        Record::Publish { message, .. } => Some(*message),
+        _ => None,
+    };
+    world.records.iter().filter_map(name).collect()
+}
+
+/// SHARDS.md J6: the name of a message goes with it to whatever shard, and whoever is done with it
+/// says so by that name: acknowledged, dropped for want of room, or expired.
+#[test]
+fn the_end_of_a_message_is_said_by_its_name() {
+    for shards in [1, 2] {
+        let config = Config { record_changes: true, queue_len_max: 1, ..Config::default() };
+        let mut world = World::with_config(shards, &config);
+        let (from, to) = (world.id_on(0, 0), world.id_on(shards - 1, 1));
+        let (subscriber, _) = world.join(&stay(Version::V5, &to));
+        world.subscribe(subscriber, "t", QoS::ExactlyOnce);
+        let (publisher, _) = world.join(&hello(Version::V5, &from));
+        world.publish(publisher, "t", "1", QoS::AtLeastOnce, 1);
+        world.publish(publisher, "t", "2", QoS::ExactlyOnce, 2);
+        assert_eq!(world.take_payloads(subscriber), ["1", "2"]);
+        world.cut(subscriber);
+        let expiring = |n| {
+            let mut message = publish("t", b"x", QoS::AtLeastOnce, n);
+            message.properties.message_expiry_interval = Some(1);
+            Packet::Publish(message)
+        };
+        world.send(publisher, &expiring(3));
+        world.publish(publisher, "t", "dropped", QoS::AtLeastOnce, 4);
+        world.advance(2);
+        world.publish(publisher, "t", "kept", QoS::AtLeastOnce, 5);
+        let names = published(&world);
+        assert_eq!(names.len(), 5);
+        let acked = |name| {
+            let is_it = |record: &&Record| {
+                matches!(record, Record::Acked { client_id, message }
+                    if **client_id == *to && *message == name)
+            };
+            world.records.iter().filter(is_it).count()
+        };
+        let ends: Vec<_> = names.iter().map(|name| acked(*name)).collect();
+        assert_eq!(ends, [1, 0, 1, 1, 0]);
+        for (kind, count) in [("Assign", 1), ("Received", 1), ("Done", 1)] {
+            let named = world.records.iter().filter(|record| match record {
+                Record::Assign { message, .. } => kind == "Assign" && *message == Some(names[1]),
+                Record::Received { message, .. } => {
+                    kind == "Received" && *message == Some(names[1])
+                }
+                Record::Done { message, .. } => kind == "Done" && *message == Some(names[1]),
+                _ => false,
+            });
+            assert_eq!(named.count(), count, "{kind}");
+        }
+    }
+}
+
+/// SHARDS.md J7: a subscription says which QoS 1 messages its shard had seen, those of other shards
+/// included that had nothing for it.
+#[test]
+fn a_subscription_says_what_was_seen() {
+    let mut world = recording(2);
+    let (here, there) = (world.id_on(0, 0), world.id_on(1, 0));
+    let (keeper, _) = world.join(&stay(Version::V5, &here));
+    world.subscribe(keeper, "own", QoS::AtLeastOnce);
+    let (publisher, _) = world.join(&hello(Version::V5, &world.id_on(0, 1)));
+    world.publish(publisher, "own", "1", QoS::AtLeastOnce, 1);
+    world.publish(publisher, "own", "2", QoS::ExactlyOnce, 2);
+    let last = published(&world)[0];
+    let (other, _) = world.join(&stay(Version::V5, &there));
+    for filter in ["own", "$share/g/own"] {
+        world.records.clear();
+        world.subscribe(other, filter, QoS::AtLeastOnce);
+        let seen = world.records.iter().find_map(|record| match record {
+            Record::Subscribe { seen, filter: of, .. } if **of == *filter => Some(seen.clone()),
+            _ => None,
+        });
+        assert_eq!(seen.as_deref(), Some(&[last][..]), "{filter}");
+    }
+}
+
+/// SHARDS.md J8: while the disk takes nothing, what would have to be recorded is refused before any
+/// copy of it leaves; the rest goes on, and so does everything when the disk does.
+#[test]
+fn without_a_disk_what_lasts_is_refused() {
+    let mut world = recording(1);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "lasts", QoS::AtMostOnce);
+    world.subscribe(subscriber, "durable/#", QoS::ExactlyOnce);
+    let (plain, _) = world.join(&hello(Version::V5, "plain"));
+    world.subscribe(plain, "#", QoS::ExactlyOnce);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    let (older, _) = world.join(&hello(Version::V311, "older"));
+    world.brokers[0].handle_disk(true);
+    for (n, qos) in [(1, QoS::AtLeastOnce), (2, QoS::ExactlyOnce)] {
+        world.publish(publisher, "durable/t", "refused", qos, n);
+    }
+    let retained = Publish { retain: true, ..publish("plain", b"x", QoS::AtMostOnce, 0) };
+    world.send(publisher, &Packet::Publish(retained));
+    world.publish(older, "durable/t", "refused", QoS::AtLeastOnce, 1);
+    let refused = ReasonCode::QUOTA_EXCEEDED;
+    assert_eq!(world.take(publisher), [Got::PubAck(1, refused), Got::PubRec(2, refused)]);
+    assert!(world.take(older).is_empty() && world.is_closed(older));
+    assert!(world.take_payloads(plain).is_empty() && world.take_payloads(subscriber).is_empty());
+    world.publish(publisher, "plain", "goes on", QoS::AtLeastOnce, 1);
+    assert_eq!(world.take(publisher), [Got::PubAck(1, ReasonCode::SUCCESS)]);
+    assert_eq!(world.take_payloads(plain), ["goes on"]);
+    let new = world.connect(&stay(Version::V5, "new"));
+    let answer = Got::ConnAck { session_present: false, reason: ReasonCode::SERVER_UNAVAILABLE };
+    assert_eq!(world.take(new), [answer]);
+    world.join(&hello(Version::V5, "short"));
+    let filters =
+        [SubscribeFilter { filter: "x", options: SubscriptionOptions::new(QoS::AtMostOnce) }];
+    let subscribe = Subscribe {
+        packet_id: id(7),
+        subscription_id: None,
+        user_properties: UserProperties::default(),
+        filters: SubscribeFilters::new(&filters),
+    };
+    world.send(subscriber, &Packet::Subscribe(subscribe));
+    assert_eq!(world.take(subscriber), [Got::SubAck(7, vec![0x83])]);
+    assert_eq!(world.brokers[0].stats().refused_disk, 4);
+    assert_eq!(world.brokers[0].stats().refused_disk_session, 2);
+    world.brokers[0].handle_disk(false);
+    world.publish(publisher, "durable/t", "again", QoS::ExactlyOnce, 2);
+    assert_eq!(world.take(publisher), [Got::PubRec(2, ReasonCode::SUCCESS)]);
+    assert_eq!(world.take_payloads(subscriber), ["again"]);
+}
+
+/// Levels: what has none is not recorded and waits for nothing, be it by its topic or by the
+/// listener of its session.
+#[test]
+fn what_has_no_level_waits_for_nothing() {
+    let durability = Durability {
+        default: Level::Power,
+        listeners: Vec::new(),
+        topics: vec![("fast/#".into(), Level::None), ("slow/#".into(), Level::Process)],
+    };
+    let config = Config { record_changes: true, durability, ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "#", QoS::AtLeastOnce);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.commits = false;
+    world.publish(publisher, "fast/t", "1", QoS::AtLeastOnce, 1);
+    world.publish(publisher, "slow/t", "2", QoS::AtLeastOnce, 2);
+    assert_eq!(world.take(publisher), [Got::PubAck(1, ReasonCode::SUCCESS)]);
+    assert_eq!(published(&world).len(), 1);
+    commit(&mut world);
+    assert_eq!(world.take(publisher), [Got::PubAck(2, ReasonCode::SUCCESS)]);
+
+    let durability =
+        Durability { listeners: vec![Some(Level::None)], ..Durability::of_all(Level::Power) };
+    let config = Config { record_changes: true, durability, ..Config::default() };
+    let mut world = World::with_config(1, &config);
+    world.commits = false;
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "#", QoS::ExactlyOnce);
+    world.publish(subscriber, "t", "1", QoS::ExactlyOnce, 1);
+    world.send(subscriber, &Packet::PubRel(ack(1)));
+    world.cut(subscriber);
+    assert!(world.records.is_empty(), "{:?}", world.records);
+}
+
+/// SHARDS.md J9: a group with a durable member is done with a message whoever of it took it, and
+/// however.
+#[test]
+fn a_group_says_when_it_is_done() {
+    for (qos, expected) in [(QoS::AtMostOnce, 3), (QoS::AtLeastOnce, 3), (QoS::ExactlyOnce, 3)] {
+        let mut world = recording(2);
+        let (keeper, _) = world.join(&stay(Version::V5, &world.id_on(0, 0)));
+        world.subscribe(keeper, "$share/g/t", QoS::AtLeastOnce);
+        world.cut(keeper);
+        let (member, _) = world.join(&hello(Version::V5, &world.id_on(1, 0)));
+        world.subscribe(member, "$share/g/t", qos);
+        let (publisher, _) = world.join(&hello(Version::V5, &world.id_on(0, 1)));
+        for n in 1..=3 {
+            world.publish(publisher, "t", "x", QoS::ExactlyOnce, n);
+        }
+        assert_eq!(world.take_payloads(member).len(), 3);
+        let names = published(&world);
+        let settled = world.records.iter().filter(|record| {
+            matches!(record, Record::GroupAck { group, message }
+                if **group == *"g/t" && names.contains(message))
+        });
+        assert_eq!(settled.count(), expected, "{qos:?}");
+    }
+}
+
+/// A retained message is nobody's Will: what its publisher has left stays set.
+#[test]
+fn a_will_is_settled_once() {
+    let mut world = recording(1);
+    let mut connect = stay(Version::V5, "c");
+    connect.will = will("w", "will", 0);
+    let (client, _) = world.join(&connect);
+    let retained = Publish { retain: true, ..publish("r", b"x", QoS::AtMostOnce, 0) };
+    world.send(client, &Packet::Publish(retained));
+    let settled = |world: &World| {
+        let is_end = |record: &&Record| {
+            matches!(record, Record::WillDeleted { .. } | Record::Publish { is_will: true, .. })
+        };
+        world.records.iter().filter(is_end).count()
+    };
+    assert_eq!(settled(&world), 0);
+    world.cut(client);
+    assert_eq!(settled(&world), 1, "nobody wanted it, and it is over");
 }
