@@ -4,6 +4,7 @@
 #   --seeds N      so many (200)
 #   --seconds T    as many as fit into this time, instead
 #   --from S       the first seed; by default it follows from the commit, so that each has fresh ones
+#   --binary FILE  with this one, instead of building one
 #   --table        print how often each fault has struck, and each path was taken
 #
 # Other options go to `noctule sim`. The first failure ends it and prints the command that replays
@@ -16,12 +17,14 @@ source scripts/lib.sh
 seeds=200
 seconds=
 from=
+noctule=
 rest=()
 while [[ $# -gt 0 ]]; do
     case $1 in
     --seeds) seeds=$2 && shift ;;
     --seconds) seconds=$2 && shift ;;
     --from) from=$2 && shift ;;
+    --binary) noctule=$2 && shift ;;
     *) rest+=("$1") ;;
     esac
     shift
@@ -31,8 +34,10 @@ if [[ -z $from ]]; then
     from=$((16#$commit * 1000))
 fi
 
-cargo build --locked --quiet --profile sim --bin noctule
-noctule=$(target_dir)/sim/noctule
+if [[ -z $noctule ]]; then
+    cargo build --locked --quiet --profile sim --bin noctule
+    noctule=$(target_dir)/sim/noctule
+fi
 workers=$(nproc)
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
