@@ -188,6 +188,10 @@ sets=()
 for broker in "${brokers[@]}"; do
     [[ ! -d "$out/runs/$broker" ]] || sets+=("$broker=$out/runs/$broker")
 done
+# The commands in the runs, without where this machine keeps things.
+{ grep -rlF -e "$work/" -e "$PWD/" "$out/runs" || true; } |
+    xargs -r sed -i "s|$work/|WORK/|g; s|$PWD/||g"
+
 "$noctule" compare "${sets[@]}" --html "$out/report.html" --json >"$work/comparison.json"
 
 # All scenarios at a glance, in the order in which they ran.
