@@ -964,17 +964,16 @@ fn the_end_comes_behind_everything_else() {
     assert!(world.lanes.values().all(VecDeque::is_empty));
 }
 
-/// L4: no more than so many questions are open to one owner; the rest wait where they are.
-#[test]
-fn questions_to_one_owner_are_limited() {
+/// So many clients of one shard have asked the other for the same four retained messages: as many
+/// questions are open as may be.
+fn many_replays(clients: usize) -> (World, Vec<usize>) {
     let mut world = World::new(2);
     let publisher = world.plain(1);
-    let topics: Vec<String> = (0..).map(|i| format!("t/{i}")).take(4).collect();
-    for (i, topic) in topics.iter().enumerate() {
-        world.publish(publisher, topic, 1 + i as u64, true);
+    for i in 0..4 {
+        world.publish(publisher, &format!("t/{i}"), 1 + i, true);
     }
     world.settle();
-    let clients: Vec<usize> = (0..limits::QUESTIONS_MAX + 50).map(|_| world.plain(0)).collect();
+    let clients: Vec<usize> = (0..clients).map(|_| world.plain(0)).collect();
     world.subscribe(clients[0], 1, "t/+", QoS::AtMostOnce);
     world.settle();
     for &client in &clients[1..] {
@@ -984,6 +983,13 @@ fn questions_to_one_owner_are_limited() {
         world.tick(0);
     }
     assert_eq!(world.brokers[0].replays.open_to(ShardId::new(1)), limits::QUESTIONS_MAX);
+    (world, clients)
+}
+
+/// L4: no more than so many questions are open to one owner; the rest wait where they are.
+#[test]
+fn questions_to_one_owner_are_limited() {
+    let (mut world, clients) = many_replays(limits::QUESTIONS_MAX + 50);
     world.settle();
     for client in clients {
         assert_eq!(world.clients[client].seen.len(), 4);
@@ -993,22 +999,7 @@ fn questions_to_one_owner_are_limited() {
 /// L4: a replay that stands in line goes on though the one that an answer let on was over by then.
 #[test]
 fn a_replay_in_line_is_not_forgotten() {
-    let mut world = World::new(2);
-    let publisher = world.plain(1);
-    for i in 0..4 {
-        world.publish(publisher, &format!("t/{i}"), 1 + i, true);
-    }
-    world.settle();
-    let clients: Vec<usize> = (0..2 * limits::QUESTIONS_MAX + 9).map(|_| world.plain(0)).collect();
-    world.subscribe(clients[0], 1, "t/+", QoS::AtMostOnce);
-    world.settle();
-    for &client in &clients[1..] {
-        world.subscribe(client, 1, "t/+", QoS::AtMostOnce);
-    }
-    for _ in 0..20 {
-        world.tick(0);
-    }
-    assert_eq!(world.brokers[0].replays.open_to(ShardId::new(1)), limits::QUESTIONS_MAX);
+    let (mut world, clients) = many_replays(2 * limits::QUESTIONS_MAX + 9);
     while world.deliver(0, 1) {}
     while world.deliver(1, 0) {}
     assert_eq!(world.brokers[0].replays.open_to(ShardId::new(1)), 0);
