@@ -178,6 +178,41 @@ pub const ACCEPTS_PER_TICK: usize = 64;
 pub const SPARE_DESCRIPTORS: u64 = 16;
 /// Pieces of one outgoing buffer that are handed to the kernel at once.
 pub const SEND_PIECES: usize = 64;
+/// Bytes of a journal's first segment; each next one has twice as many, up to the other size.
+pub const JOURNAL_SEGMENT_BYTES_FIRST: u64 = 1024 * 1024;
+/// Bytes of a segment at most, unless one record needs more.
+pub const JOURNAL_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes that gather for a commit above which the journal takes no more changes.
+pub const JOURNAL_COMMIT_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that a commit's buffer keeps for its next use.
+pub const JOURNAL_COMMIT_BYTES_KEPT: usize = 8 * 1024 * 1024;
+/// The journal's files take at most so many times what is needed of them, and so many segments.
+pub const JOURNAL_DISK_FACTOR: u64 = 2;
+/// See [`JOURNAL_DISK_FACTOR`].
+pub const JOURNAL_DISK_SEGMENTS: u64 = 4;
+/// Segments that are kept ready.
+pub const JOURNAL_SPARES_MAX: usize = 2;
+/// Bytes of an old segment that are read at once, and looked through in one turn, to free it.
+pub const JOURNAL_CLEAN_BYTES: usize = 128 * 1024;
+/// Bytes of a new segment that are zeroed at once.
+pub const JOURNAL_ZERO_BYTES: usize = 1024 * 1024;
+/// Bytes that a recovery reads at once where it needs single records.
+pub const JOURNAL_READ_BYTES: usize = 1024 * 1024;
+/// How long the journal waits before it tries again what has failed; doubled each time.
+pub const JOURNAL_RETRY_FIRST: Duration = Duration::from_millis(50);
+/// The longest of these waits.
+pub const JOURNAL_RETRY_MAX: Duration = Duration::from_secs(2);
+/// Answers to messages of which the journal has no record yet that are remembered.
+pub const JOURNAL_EARLY_MAX: usize = 65_536;
+/// Messages, from the last on, that an UNSUBSCRIBE makes the journal look at: more than can be
+/// under way between shards.
+pub const JOURNAL_UNSUBSCRIBE_LOOKS: usize = 16_384;
+/// Messages in one record of what an UNSUBSCRIBE has ended.
+pub const JOURNAL_ENDED_PER_RECORD: usize = 1024;
+/// Messages of sessions that have ended that the journal takes apart in one turn.
+pub const JOURNAL_ENDING_STEP: usize = 2048;
+/// Damaged places that a recovery names one by one.
+pub const JOURNAL_DAMAGE_REPORTED: usize = 100;
 /// Operations on files that one backend's helper thread has before it.
 pub const FILE_OPS_MAX: usize = 64;
 /// How long a listener rests after a failure to accept that turning peers away does not mend.

@@ -24,10 +24,11 @@
 
 use bytes::Bytes;
 
-use crate::codec::mqtt::{PacketId, QoS, SubscriptionOptions};
+use crate::codec::mqtt::{QoS, SubscriptionOptions};
 use crate::ids::PlacementKey;
 
 pub use super::message::MessageId;
+pub use crate::codec::mqtt::PacketId;
 
 /// All that lasts; or, after [`DurableState::partition`], one shard's part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

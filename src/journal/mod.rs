@@ -1,9 +1,19 @@
-//! What must last. There is no disk yet: this journal commits everything at once and keeps
-//! nothing, so that the broker's one path (emit a change, park the answer, release it at the
-//! commit) is the path from the first day.
+//! What must last: one logical log for all shards (SHARDS.md section 5).
+//!
+//! [`record`] is what stands on disk, [`segment`] the files, [`log`] what is written next and what
+//! is committed, [`fold`] the durable state that the log amounts to, `reclaim` how segments become
+//! free, [`recover`] what a start makes of it all. Nothing here does input or output while the
+//! broker runs: operations are asked for and reported, so that a simulation may do them.
 #![forbid(unsafe_code)]
 
+pub mod fold;
+pub mod log;
+mod prepare;
+mod reclaim;
 pub mod record;
+pub mod recover;
+pub mod scan;
+pub mod segment;
 #[cfg(test)]
 mod testing;
 pub mod wire;

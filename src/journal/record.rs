@@ -326,6 +326,9 @@ const UNRELEASED: u8 = 14;
 const GROUP: u8 = 15;
 const ENDED: u8 = 16;
 
+/// The kinds that say which sessions and groups there are.
+pub(super) const SESSION_KINDS: &[u8] = &[SESSION, SESSION_ENDED, GROUP];
+
 const RETAIN: u8 = 1 << 2;
 const IS_WILL: u8 = 1 << 3;
 const HAS_PACKET_ID: u8 = 1 << 4;

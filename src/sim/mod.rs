@@ -14,6 +14,8 @@ pub mod backend;
 pub mod client;
 pub mod disk;
 pub mod faults;
+#[cfg(test)]
+mod journal;
 pub mod network;
 pub mod oracle;
 pub mod random;

@@ -1,0 +1,218 @@
+//! The messages that somebody is owed, or that are retained: where each lies in the log, and who
+//! still waits for it. Payloads are not here.
+//!
+//! Invariant: a message is here exactly while somebody holds it.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+/// Where a record lies: in which commit, at which byte of its records, and how long it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// Number of the commit.
+    pub commit: u64,
+    /// Offset behind the frame's header.
+    pub offset: u32,
+    /// With its own header.
+    pub len: u32,
+}
+
+/// One who is owed a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    /// Slot of the session or group.
+    pub(crate) holder: u32,
+    pub(crate) is_group: bool,
+    /// It has a packet id: an exchange holds it, and no queue.
+    pub(crate) is_assigned: bool,
+    /// At which it is delivered.
+    pub(crate) qos: u8,
+    pub(crate) retain: bool,
+    /// The serial number of the only subscription that it is owed by, if that is known.
+    pub(crate) only: Option<u64>,
+    /// The first Subscription Identifier, 0 without one.
+    pub(crate) subscription_id: u32,
+    /// The others.
+    #[expect(clippy::box_collection, reason = "hardly ever there: a word in each of many")]
+    pub(crate) more_ids: Option<Box<Vec<u32>>>,
+}
+
+impl Owed {
+    /// By an exchange of this session.
+    pub(crate) const fn assigned(session: u32) -> Self {
+        Self {
+            holder: session,
+            is_group: false,
+            is_assigned: true,
+            qos: 2,
+            retain: false,
+            only: None,
+            subscription_id: 0,
+            more_ids: None,
+        }
+    }
+
+    /// All Subscription Identifiers.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let first = Some(self.subscription_id).filter(|id| *id != 0);
+        first.into_iter().chain(self.more_ids.iter().flat_map(|more| more.iter().copied()))
+    }
+
+    /// Sets them.
+    pub(crate) fn set_ids(&mut self, mut ids: impl Iterator<Item = u32>) {
+        self.subscription_id = ids.next().unwrap_or(0);
+        let more: Vec<u32> = ids.collect();
+        self.more_ids = (!more.is_empty()).then(|| Box::new(more));
+    }
+}
+
+/// Mostly one.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Receivers {
+    #[default]
+    None,
+    One(Owed),
+    Many(Vec<Owed>),
+}
+
+impl Receivers {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Owed> {
+        match self {
+            Self::None => [].iter(),
+            Self::One(owed) => std::slice::from_ref(owed).iter(),
+            Self::Many(all) => all.iter(),
+        }
+    }
+
+    pub(crate) fn push(&mut self, owed: Owed) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(owed),
+            Self::One(first) => Self::Many(vec![first, owed]),
+            Self::Many(mut all) => {
+                all.push(owed);
+                Self::Many(all)
+            }
+        };
+    }
+
+    pub(crate) fn find_mut(&mut self, holder: u32, is_group: bool) -> Option<&mut Owed> {
+        let all = match self {
+            Self::None => return None,
+            Self::One(owed) => std::slice::from_mut(owed),
+            Self::Many(all) => all.as_mut_slice(),
+        };
+        all.iter_mut().find(|owed| (owed.holder, owed.is_group) == (holder, is_group))
+    }
+
+    pub(crate) fn remove(&mut self, holder: u32, is_group: bool) -> Option<Owed> {
+        let is_it = |owed: &Owed| (owed.holder, owed.is_group) == (holder, is_group);
+        match self {
+            Self::One(owed) if is_it(owed) => match std::mem::take(self) {
+                Self::One(owed) => Some(owed),
+                _ => None,
+            },
+            Self::Many(all) => {
+                let removed = all.iter().position(is_it).map(|i| all.swap_remove(i));
+                if all.len() == 1
+                    && let Some(last) = all.pop()
+                {
+                    *self = Self::One(last);
+                }
+                removed
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) at: At,
+    pub(crate) receivers: Receivers,
+    pub(crate) is_retained: bool,
+    pub(crate) qos: u8,
+}
+
+/// All of them, by name.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    slots: Vec<Option<Message>>,
+    free: Vec<u32>,
+    /// In many parts, so that none takes long to grow.
+    parts: Vec<HashMap<u64, u32, FixedState>>,
+}
+
+const PARTS: usize = 256;
+
+impl Default for Messages {
+    fn default() -> Self {
+        let part = || HashMap::with_hasher(FixedState::with_seed(0x6d73_6773));
+        Self { slots: Vec::new(), free: Vec::new(), parts: (0..PARTS).map(|_| part()).collect() }
+    }
+}
+
+impl Messages {
+    fn part(name: u64) -> usize {
+        // Names of one origin differ in what is above their lowest byte.
+        ((name >> 8) as usize ^ name as usize) % PARTS
+    }
+
+    fn slot(&self, name: u64) -> Option<usize> {
+        self.parts[Self::part(name)].get(&name).map(|slot| *slot as usize)
+    }
+
+    pub(crate) fn get(&self, name: u64) -> Option<&Message> {
+        self.slots[self.slot(name)?].as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, name: u64) -> Option<&mut Message> {
+        let slot = self.slot(name)?;
+        self.slots[slot].as_mut()
+    }
+
+    pub(crate) fn insert(&mut self, name: u64, message: Message) {
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = Some(message);
+                slot
+            }
+            None => {
+                self.slots.push(Some(message));
+                (self.slots.len() - 1) as u32
+            }
+        };
+        let old = self.parts[Self::part(name)].insert(name, slot);
+        debug_assert!(old.is_none(), "invariant: inserted once");
+    }
+
+    pub(crate) fn remove(&mut self, name: u64) -> Option<Message> {
+        let slot = self.parts[Self::part(name)].remove(&name)?;
+        self.free.push(slot);
+        self.slots[slot as usize].take()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Message)> {
+        self.parts
+            .iter()
+            .flatten()
+            .filter_map(|(name, slot)| Some((*name, self.slots[*slot as usize].as_ref()?)))
+    }
+
+    /// Bytes of memory, without lists of many receivers.
+    pub(crate) fn bytes(&self) -> usize {
+        let map = self.parts.iter().map(|part| part.capacity() * 17).sum::<usize>();
+        map + self.slots.capacity() * size_of::<Option<Message>>() + self.free.capacity() * 4
+    }
+}

@@ -1,0 +1,424 @@
+//! Sessions, their subscriptions, and groups, as the fold knows them.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{At, FilterId, Fold, QOS_BITS, Queue, origin_of, sequence_of};
+use crate::journal::wire::Numbers;
+use crate::limits::{JOURNAL_ENDING_STEP, TOPIC_LEVELS_MAX};
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client_id: Box<str>,
+    /// The host's.
+    pub(crate) number: u64,
+    pub(crate) expiry_secs: u32,
+    pub(crate) offline_since: Option<u64>,
+    pub(crate) at: At,
+    pub(crate) subs: BTreeSet<FilterId>,
+    /// Slots of its groups.
+    pub(crate) groups: BTreeSet<u32>,
+    pub(crate) will: Option<At>,
+    /// Packet ids of its QoS 2 publications, with the message.
+    pub(crate) unreleased: BTreeMap<u16, (u64, At)>,
+    /// By packet id.
+    pub(crate) exchanges: BTreeMap<u16, Exchange>,
+    pub(crate) queue: Queue,
+    /// Messages that a copy says an exchange holds, which may be over, or not read yet.
+    pub(crate) assigned: Vec<u64>,
+}
+
+/// A QoS 2 message on its way to a session.
+#[derive(Clone, Debug)]
+pub(crate) struct Exchange {
+    pub(crate) message: Option<u64>,
+    /// Ascends with the first sending.
+    pub(crate) order: u64,
+    pub(crate) is_received: bool,
+    pub(crate) retain: bool,
+    pub(crate) subscription_ids: Box<[u32]>,
+    pub(crate) group: Option<Box<str>>,
+    /// Its ASSIGN.
+    pub(crate) at: At,
+    /// Its RECEIVED.
+    pub(crate) received_at: Option<At>,
+}
+
+/// One subscription, with the others of its filter.
+#[derive(Debug)]
+pub(crate) struct Sub {
+    pub(crate) session: u32,
+    pub(crate) options: u8,
+    /// 0 without one.
+    pub(crate) subscription_id: u32,
+    /// Given once.
+    pub(crate) serial: u64,
+    /// What of the names that SUB has seen is still above the last PUB of its origin.
+    pub(crate) seen: Vec<u64>,
+    pub(crate) at: At,
+}
+
+impl Sub {
+    /// A SUB changes it, which began before. Where the record is that it came from.
+    fn change(&mut self, new: Self) -> At {
+        let (serial, seen) = (self.serial, std::mem::take(&mut self.seen));
+        std::mem::replace(self, Self { serial, seen, ..new }).at
+    }
+}
+
+/// A shared subscription's group.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// `share name/filter`.
+    pub(crate) key: Box<str>,
+    /// The host's.
+    pub(crate) number: u64,
+    pub(crate) at: At,
+    pub(crate) members: Vec<Sub>,
+    pub(crate) queue: Queue,
+}
+
+impl Group {
+    /// The highest QoS of a member.
+    pub(crate) fn granted(&self) -> u8 {
+        self.members.iter().map(|member| member.options & QOS_BITS).max().unwrap_or(0)
+    }
+}
+
+/// The key of a shared filter, and the filter in it.
+fn shared(filter: &str) -> Option<(&str, &str)> {
+    let key = filter.strip_prefix("$share/")?;
+    Some((key, key.split_once('/')?.1))
+}
+
+/// What no broker has accepted, no topic tree takes.
+fn has_few_levels(filter: &str) -> bool {
+    filter.split('/').nth(TOPIC_LEVELS_MAX).is_none()
+}
+
+impl Fold {
+    /// The number of this client's session, or of the one that it will get.
+    pub(crate) fn number_of(&self, client_id: &str) -> u64 {
+        match self.clients.get(client_id) {
+            Some(slot) => self.sessions[*slot as usize].number,
+            None => self.next_number,
+        }
+    }
+
+    /// The number that the group of this filter will get, if it is shared and has none.
+    pub(crate) fn new_group<'a>(&self, filter: &'a str) -> Option<(&'a str, u64)> {
+        let (key, _) = shared(filter)?;
+        (!self.group_keys.contains_key(key)).then_some((key, self.next_number))
+    }
+
+    pub(super) fn session(
+        &mut self,
+        at: At,
+        client_id: &str,
+        expiry_secs: u32,
+        offline_since: Option<u64>,
+        number: u64,
+    ) {
+        if expiry_secs == 0 {
+            return self.end_session(client_id);
+        }
+        if let Some(slot) = self.clients.get(client_id).copied() {
+            let session = &mut self.sessions[slot as usize];
+            (session.expiry_secs, session.offline_since) = (expiry_secs, offline_since);
+            let old = std::mem::replace(&mut session.at, at);
+            return self.replaced(Some(old), at);
+        }
+        let session = Session {
+            client_id: client_id.into(),
+            number,
+            expiry_secs,
+            offline_since,
+            at,
+            subs: BTreeSet::new(),
+            groups: BTreeSet::new(),
+            will: None,
+            unreleased: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
+            queue: Queue::default(),
+            assigned: Vec::new(),
+        };
+        let slot = self.sessions.insert(session) as u32;
+        self.clients.insert(client_id.into(), slot);
+        self.numbers.insert(number, (slot, false));
+        self.next_number = self.next_number.max(number.saturating_add(1));
+        self.came(at);
+    }
+
+    /// A session whose record stands further on in what is left of the log: it was copied there
+    /// (J10), and what stands before it is its too. See [`Fold::confirm`].
+    pub(in crate::journal) fn expect_session(&mut self, client_id: &str, number: u64) {
+        if !self.clients.contains_key(client_id) {
+            self.session(At::default(), client_id, 1, None, number);
+        }
+    }
+
+    /// The same for a group.
+    pub(in crate::journal) fn expect_group(&mut self, key: &str, number: u64) {
+        if !self.group_keys.contains_key(key) {
+            self.number_group(At::default(), key, number);
+        }
+    }
+
+    /// What was expected and did not come is not there.
+    pub(in crate::journal) fn confirm(&mut self) {
+        let missing = self.sessions.iter().filter(|(_, session)| session.at == At::default());
+        let missing: Vec<Box<str>> = missing.map(|(_, s)| s.client_id.clone()).collect();
+        missing.iter().for_each(|client_id| self.end_session(client_id));
+        for slot in self.clients.values().copied().collect::<Vec<u32>>() {
+            let session = &mut self.sessions[slot as usize];
+            let held = |e: &Exchange| e.message.filter(|_| !e.is_received);
+            let held: BTreeSet<u64> = session.exchanges.values().filter_map(held).collect();
+            let mut over = std::mem::take(&mut session.assigned);
+            over.retain(|name| !held.contains(name));
+            over.iter().for_each(|name| drop(self.settle(*name, slot, false)));
+        }
+        let empty = self.group_keys.values().copied();
+        let empty: Vec<u32> =
+            empty.filter(|slot| self.groups[*slot as usize].members.is_empty()).collect();
+        empty.into_iter().for_each(|slot| self.end_group(slot));
+        while self.take_apart(usize::MAX) {}
+    }
+
+    pub(super) fn end_session(&mut self, client_id: &str) {
+        let Some(slot) = self.clients.remove(client_id) else { return };
+        let session = &mut self.sessions[slot as usize];
+        self.numbers.remove(&session.number);
+        let (subs, groups) =
+            (std::mem::take(&mut session.subs), std::mem::take(&mut session.groups));
+        let exchanges = std::mem::take(&mut session.exchanges);
+        let unreleased = std::mem::take(&mut session.unreleased);
+        let queue = std::mem::take(&mut session.queue);
+        let own = [Some(session.at), session.will.take()];
+        own.into_iter().for_each(|at| self.gone(at));
+        unreleased.into_values().for_each(|(_, at)| self.gone(Some(at)));
+        subs.into_iter().for_each(|filter| self.remove_sub(slot, filter));
+        groups.into_iter().for_each(|group| self.leave(slot, group));
+        for exchange in exchanges.into_values() {
+            self.gone(Some(exchange.at));
+            self.gone(exchange.received_at);
+            self.end_exchange(slot, &exchange);
+        }
+        for name in std::mem::take(&mut self.sessions[slot as usize].assigned) {
+            self.settle(name, slot, false);
+        }
+        self.forget_early_of(slot, false);
+        // The slot is free when nothing names it.
+        self.ending.push((slot, false, queue));
+        self.take_apart(JOURNAL_ENDING_STEP);
+    }
+
+    fn forget_early_of(&mut self, slot: u32, is_group: bool) {
+        for holders in self.early.values_mut() {
+            let before = holders.len();
+            holders.retain(|holder| *holder != (slot, is_group));
+            self.early_len -= before - holders.len();
+        }
+    }
+
+    /// Takes apart what holders that are gone were owed, up to so many messages. Whether there is
+    /// more.
+    pub fn take_apart(&mut self, most: usize) -> bool {
+        let mut left = most;
+        while left > 0
+            && let Some((slot, is_group, queue)) = self.ending.last_mut()
+        {
+            let (slot, is_group) = (*slot, *is_group);
+            let names = queue.take(left);
+            left = left.saturating_sub(names.len().max(1));
+            if names.is_empty() {
+                self.ending.pop();
+                if is_group {
+                    self.groups.remove(slot as usize);
+                } else {
+                    self.sessions.remove(slot as usize);
+                }
+            }
+            for name in names {
+                let Some(message) = self.messages.get_mut(name) else { continue };
+                message.receivers.remove(slot, is_group);
+                self.release(name);
+            }
+        }
+        !self.ending.is_empty()
+    }
+
+    /// Whether [`Fold::take_apart`] has something to do.
+    pub(in crate::journal) fn is_ending(&self) -> bool {
+        !self.ending.is_empty()
+    }
+
+    pub(super) fn drop_will(&mut self, client_id: &str) {
+        if let Some(slot) = self.clients.get(client_id).copied() {
+            let old = self.sessions[slot as usize].will.take();
+            self.gone(old);
+        }
+    }
+
+    // ---- subscriptions ----
+
+    pub(super) fn sub(&self, slot: u32, filter: &str) -> Option<&Sub> {
+        if let Some((key, _)) = shared(filter) {
+            let group = &self.groups[*self.group_keys.get(key)? as usize];
+            return group.members.iter().find(|member| member.session == slot);
+        }
+        let subs = self.plain.get(filter)?;
+        let index = subs.binary_search_by_key(&slot, |sub| sub.session).ok()?;
+        Some(&subs[index])
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        at: At,
+        client_id: &str,
+        filter: &str,
+        options: u8,
+        subscription_id: u32,
+        seen: Numbers<'_>,
+    ) {
+        if !has_few_levels(filter) {
+            return;
+        }
+        let Some(slot) = self.slot(client_id) else { return };
+        let seen = seen
+            .iter()
+            .filter(|name| sequence_of(*name) > self.last_pub[origin_of(*name)])
+            .collect();
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let new = Sub { session: slot, options, subscription_id, serial, seen, at };
+        let old = if let Some((key, inner)) = shared(filter) {
+            let group = self.group(at, key, inner);
+            self.sessions[slot as usize].groups.insert(group);
+            let members = &mut self.groups[group as usize].members;
+            match members.iter_mut().find(|member| member.session == slot) {
+                Some(member) => Some(member.change(new)),
+                None => {
+                    members.push(new);
+                    None
+                }
+            }
+        } else {
+            let id = self.plain.insert_with(filter, Vec::new);
+            self.sessions[slot as usize].subs.insert(id);
+            let subs = &mut self.plain[id];
+            match subs.binary_search_by_key(&slot, |sub| sub.session) {
+                Ok(index) => Some(subs[index].change(new)),
+                Err(index) => {
+                    subs.insert(index, new);
+                    None
+                }
+            }
+        };
+        self.replaced(old, at);
+    }
+
+    pub(super) fn unsubscribe(&mut self, client_id: &str, filter: &str) {
+        let Some(slot) = self.slot(client_id) else { return };
+        if let Some((key, _)) = shared(filter) {
+            if let Some(group) = self.group_keys.get(key).copied() {
+                self.sessions[slot as usize].groups.remove(&group);
+                self.leave(slot, group);
+            }
+        } else if let Some(id) = self.plain.find(filter) {
+            self.sessions[slot as usize].subs.remove(&id);
+            self.remove_sub(slot, id);
+        }
+    }
+
+    fn remove_sub(&mut self, slot: u32, filter: FilterId) {
+        let subs = &mut self.plain[filter];
+        let Ok(index) = subs.binary_search_by_key(&slot, |sub| sub.session) else { return };
+        let sub = subs.remove(index);
+        if subs.is_empty() {
+            self.plain.remove_id(filter);
+        }
+        self.gone(Some(sub.at));
+    }
+
+    // ---- groups ----
+
+    /// The group of this key, made if there is none.
+    fn group(&mut self, at: At, key: &str, filter: &str) -> u32 {
+        if let Some(slot) = self.group_keys.get(key) {
+            return *slot;
+        }
+        let number = self.next_number;
+        self.add_group(At { len: 0, ..at }, key, filter, number)
+    }
+
+    fn add_group(&mut self, at: At, key: &str, filter: &str, number: u64) -> u32 {
+        let group =
+            Group { key: key.into(), number, at, members: Vec::new(), queue: Queue::default() };
+        let slot = self.groups.insert(group) as u32;
+        self.group_keys.insert(key.into(), slot);
+        self.numbers.insert(number, (slot, true));
+        self.next_number = self.next_number.max(number.saturating_add(1));
+        let id = self.shared.insert_with(filter, Vec::new);
+        self.shared[id].push(slot);
+        self.came(at);
+        slot
+    }
+
+    /// GROUP: its number.
+    pub(super) fn number_group(&mut self, at: At, key: &str, number: u64) {
+        let Some((_, filter)) = key.split_once('/') else { return };
+        match self.group_keys.get(key).copied() {
+            None if !has_few_levels(filter) => {}
+            None => {
+                self.add_group(at, key, filter, number);
+            }
+            Some(slot) => {
+                let group = &mut self.groups[slot as usize];
+                let (old, before) = (group.at, group.number);
+                (group.at, group.number) = (at, number);
+                self.numbers.remove(&before);
+                self.numbers.insert(number, (slot, true));
+                self.next_number = self.next_number.max(number.saturating_add(1));
+                self.replaced(Some(old), at);
+            }
+        }
+    }
+
+    fn end_group(&mut self, group: u32) {
+        let Group { key, number, at, .. } = &mut self.groups[group as usize];
+        let (key, number, at) = (std::mem::take(key), *number, *at);
+        self.gone(Some(at));
+        self.group_keys.remove(&key);
+        self.numbers.remove(&number);
+        if let Some((_, filter)) = key.split_once('/')
+            && let Some(id) = self.shared.find(filter)
+        {
+            let groups = &mut self.shared[id];
+            groups.retain(|other| *other != group);
+            if groups.is_empty() {
+                self.shared.remove_id(id);
+            }
+        }
+        self.forget_early_of(group, true);
+        let queue = std::mem::take(&mut self.groups[group as usize].queue);
+        self.ending.push((group, true, queue));
+        self.take_apart(JOURNAL_ENDING_STEP);
+    }
+
+    /// A member is gone; what the group is owed ends with the last that could have it.
+    fn leave(&mut self, slot: u32, group: u32) {
+        let members = &mut self.groups[group as usize].members;
+        let Some(index) = members.iter().position(|member| member.session == slot) else { return };
+        let member = members.remove(index);
+        let is_over = members.is_empty();
+        let is_owed = self.groups[group as usize].granted() > 0;
+        self.gone(Some(member.at));
+        if is_over {
+            self.end_group(group);
+        } else if !is_owed {
+            let names: Vec<u64> = self.groups[group as usize].queue.names().collect();
+            names.into_iter().for_each(|name| drop(self.settle(name, group, true)));
+        }
+    }
+}

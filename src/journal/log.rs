@@ -1,0 +1,782 @@
+//! The journal while it runs: what is to be written next, and what is committed.
+//!
+//! Without input or output of its own: the host hands it changes ([`Log::append`]), does the file
+//! operations that it asks for ([`Log::next_op`]), and says how they ended ([`Log::handle_done`]).
+//! Exactly one commit is under way; everything that comes meanwhile gathers for the next. A commit
+//! is one write of a frame ([`super::segment`]), synced if one of its changes asks for it.
+//!
+//! *Errors.* A commit that fails is written again, whole and under its number, into another segment:
+//! of what stood in the file behind the last commit that succeeded nothing is believed, and nothing
+//! there is written to again. Until a commit succeeds the log is down ([`Log::is_down`]); it tries
+//! again by itself, at growing intervals. What was gathered is kept.
+//!
+//! *Segments* are prepared ahead: one spare is zeroed and synced, its name too, while the last is
+//! filled. `reclaim` frees them.
+//!
+//! Invariants: at most one commit is under way; `committed` never runs ahead of a completed write
+//! and what syncs it; the memory of gathered changes is bounded by who heeds [`Log::is_full`].
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::fold::{At, Fold};
+use super::prepare::Preparing;
+use super::reclaim::Cleaner;
+use super::record::{self, Batch, Clocks, Entry};
+use super::segment::{FRAME_HEADER, Frame, Header, VERSION};
+use super::wire::Numbers;
+use crate::clock::Time;
+use crate::ids::ShardId;
+use crate::io::file::{BLOCK, BlockBuf, FileDone, FileId, FileOp};
+use crate::limits::{
+    JOURNAL_COMMIT_BYTES, JOURNAL_COMMIT_BYTES_KEPT, JOURNAL_ENDED_PER_RECORD, JOURNAL_ENDING_STEP,
+    JOURNAL_RETRY_FIRST, JOURNAL_RETRY_MAX, SHARDS_MAX,
+};
+
+/// What a log is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The journal's directory.
+    pub folder: PathBuf,
+    /// The key of the data directory.
+    pub placement: u64,
+    /// Size of the first segment; later ones double up to the other size.
+    pub segment_bytes_first: u64,
+    /// Size of a segment at most, unless a record is larger.
+    pub segment_bytes_max: u64,
+}
+
+/// Where a log goes on from.
+#[derive(Debug, Default)]
+pub struct Resume {
+    /// What is needed of what is on disk, oldest first.
+    pub segments: Vec<Segment>,
+    /// Files that may be used: number and size.
+    pub spares: Vec<(u32, u64)>,
+    /// Files that are of no use.
+    pub useless: Vec<u32>,
+    /// The greatest number of a file.
+    pub last_file: u32,
+    /// The greatest sequence number of a segment, whatever became of it.
+    pub last_segment: u64,
+    /// The number of the last commit.
+    pub last_commit: u64,
+    /// The place of the next record.
+    pub place: u64,
+    /// The last commit, to be written again: nobody knows whether it is on disk.
+    pub tail: Option<Tail>,
+}
+
+/// A commit that was read.
+#[derive(Debug)]
+pub struct Tail {
+    /// Its number.
+    pub number: u64,
+    /// Of its first record.
+    pub place: u64,
+    /// How many records it has.
+    pub count: u32,
+    /// Their bytes.
+    pub records: Vec<u8>,
+    /// Bytes of those that are needed.
+    pub live: i64,
+}
+
+/// A segment that is needed.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Its place among all.
+    pub sequence: u64,
+    /// Its file's number.
+    pub file: u32,
+    /// Its size.
+    pub bytes: u64,
+    /// Behind the last commit.
+    pub used: u64,
+    /// The number of the commit that `offsets` begins with.
+    pub first_commit: u64,
+    /// The block at which each commit begins; [`Segment::LOST`] for one that is not there.
+    pub offsets: Vec<u32>,
+    /// Bytes of records that are needed.
+    pub live: i64,
+    /// The backend has it open.
+    pub is_open: bool,
+}
+
+impl Segment {
+    /// No block.
+    pub const LOST: u32 = u32::MAX;
+
+    /// Where a commit begins in it.
+    pub fn offset_of(&self, commit: u64) -> Option<u64> {
+        let index = usize::try_from(commit.checked_sub(self.first_commit)?).ok()?;
+        let block = self.offsets.get(index).filter(|block| **block != Self::LOST)?;
+        Some(u64::from(*block) * BLOCK as u64)
+    }
+}
+
+/// What a log counts. Plain integers; each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LogCounters {
+    /// Commits.
+    pub commits: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes written in them, headers and padding included.
+    pub bytes: u64,
+    /// Commits, or what prepares segments, that failed.
+    pub errors: u64,
+    /// Commits that had to be written again.
+    pub rewritten: u64,
+    /// Times that nothing could be committed any more.
+    pub downs: u64,
+    /// Segments that were made.
+    pub segments_made: u64,
+    /// Segments that were used again.
+    pub segments_recycled: u64,
+    /// Segments whose file was removed.
+    pub segments_removed: u64,
+    /// Segments that were freed by copying what was needed of them.
+    pub segments_cleaned: u64,
+    /// Records copied for that.
+    pub copied: u64,
+    /// Bytes of those.
+    pub copied_bytes: u64,
+    /// Bytes of needed records that could not be read when their segment was freed.
+    pub lost_bytes: u64,
+    /// Records of a batch that were none; a mistake of ours.
+    pub malformed: u64,
+}
+
+/// A commit, gathering or under way.
+#[derive(Debug)]
+struct Commit {
+    number: u64,
+    /// A block for a segment's header, the frame's header, the records; then padding, once it is
+    /// under way.
+    buf: BlockBuf,
+    /// Where the records end in it; 0 while it gathers.
+    end: usize,
+    records: u32,
+    place: u64,
+    sync: bool,
+    /// Per origin, the number of the last change.
+    ends: Vec<(ShardId, u64)>,
+    live: i64,
+}
+
+/// Where records begin in a commit's buffer.
+const RECORDS_AT: usize = BLOCK + FRAME_HEADER;
+
+impl Commit {
+    fn new(number: u64, place: u64, mut buf: BlockBuf) -> Self {
+        buf.clear(JOURNAL_COMMIT_BYTES_KEPT);
+        buf.resize(RECORDS_AT);
+        Self { number, buf, end: 0, records: 0, place, sync: false, ends: Vec::new(), live: 0 }
+    }
+
+    /// One that was read, to be written again.
+    fn again(tail: Tail) -> Self {
+        let mut commit = Self::new(tail.number, tail.place, BlockBuf::default());
+        commit.buf.append(tail.records.len(), |out| out.extend_from_slice(&tail.records));
+        (commit.records, commit.live, commit.sync) = (tail.count, tail.live, true);
+        commit.close()
+    }
+
+    /// No more comes: fills up the last block.
+    fn close(mut self) -> Self {
+        self.end = self.buf.len();
+        self.buf.pad();
+        self
+    }
+
+    fn span(&self) -> u64 {
+        self.buf.len() as u64 - BLOCK as u64
+    }
+}
+
+#[derive(Debug)]
+enum Flight {
+    Idle,
+    /// Waits for a segment, or to be tried again.
+    Ready(Commit),
+    /// Its buffer is with the backend.
+    Writing {
+        commit: Commit,
+        file: FileId,
+        offset: u64,
+        oldest: u64,
+        started: Time,
+    },
+    /// It is written; earlier writes of these files are to be on disk too.
+    Syncing {
+        commit: Commit,
+        offset: u64,
+        oldest: u64,
+        files: Vec<FileId>,
+        asked: bool,
+        started: Time,
+    },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Log {
+    pub(super) options: Options,
+    pub(super) fold: Fold,
+    gather: Commit,
+    flight: Flight,
+    /// What was read of the last commit, until it is written again.
+    tail: Option<Commit>,
+    spare_buf: BlockBuf,
+    committed: Vec<u64>,
+    last_committed: u64,
+    /// The last is being filled unless it is sealed.
+    pub(super) segments: VecDeque<Segment>,
+    is_sealed: bool,
+    last_segment: u64,
+    pub(super) preparing: Preparing,
+    pub(super) cleaner: Cleaner,
+    /// Files with commits that were not synced.
+    unsynced: Vec<FileId>,
+    down: bool,
+    retry_at: Option<Time>,
+    retry_after: Duration,
+    clocks: Clocks,
+    scratch: Vec<u8>,
+    numbers: Vec<u8>,
+    pub(super) counters: LogCounters,
+    /// Longest time that a commit took.
+    slowest: Duration,
+    last_error: Option<String>,
+}
+
+impl Log {
+    /// A log that goes on behind what `resume` names, with the fold over it.
+    pub fn new(options: Options, fold: Fold, resume: Resume) -> Self {
+        let preparing = Preparing::new(&resume);
+        Self {
+            fold,
+            gather: Commit::new(resume.last_commit + 1, resume.place, BlockBuf::default()),
+            flight: Flight::Idle,
+            tail: resume.tail.map(Commit::again),
+            spare_buf: BlockBuf::default(),
+            committed: vec![0; SHARDS_MAX],
+            last_committed: resume.last_commit,
+            segments: resume.segments.into(),
+            // It goes on in a segment of its own: behind the last commit may stand what was torn.
+            is_sealed: true,
+            last_segment: resume.last_segment,
+            preparing,
+            cleaner: Cleaner::new(resume.useless),
+            unsynced: Vec::new(),
+            down: false,
+            retry_at: None,
+            retry_after: JOURNAL_RETRY_FIRST,
+            clocks: Clocks::default(),
+            scratch: Vec::new(),
+            numbers: Vec::new(),
+            counters: LogCounters::default(),
+            slowest: Duration::ZERO,
+            last_error: None,
+            options,
+        }
+    }
+
+    /// Takes the changes of a shard, in order.
+    pub fn append(&mut self, origin: ShardId, batch: &Batch) {
+        if batch.is_empty() {
+            return;
+        }
+        for body in batch.bodies() {
+            self.take(origin, body);
+        }
+        self.gather.sync |= batch.sync;
+        match self.gather.ends.iter_mut().find(|(other, _)| *other == origin) {
+            Some((_, last)) => *last = batch.last(),
+            None => self.gather.ends.push((origin, batch.last())),
+        }
+        self.account();
+    }
+
+    /// The number of this shard's last change that is committed.
+    pub fn committed(&self, origin: ShardId) -> u64 {
+        self.committed[origin.index()]
+    }
+
+    /// Whether nothing can be committed for now: what would need it is to be refused
+    /// (SHARDS.md J8).
+    pub const fn is_down(&self) -> bool {
+        self.down
+    }
+
+    /// Whether more has gathered than one commit takes: no more changes should be brought before
+    /// it is under way.
+    pub fn is_full(&self) -> bool {
+        self.gather.buf.len() >= JOURNAL_COMMIT_BYTES
+    }
+
+    /// Whether everything that was brought is committed, and at the start the last commit that was
+    /// read: before that, nothing that was recovered may be answered for.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.flight, Flight::Idle) && self.gather.records == 0 && self.tail.is_none()
+    }
+
+    /// When [`Log::next_op`] should be asked again although nothing has happened.
+    pub fn deadline(&self) -> Option<Time> {
+        let waits = matches!(self.flight, Flight::Ready(_));
+        let retry = self.retry_at.filter(|_| waits);
+        let now = self.has_work().then_some(self.clocks.monotonic);
+        [retry, self.preparing.retry_at(), now].into_iter().flatten().min()
+    }
+
+    /// What it has counted.
+    pub const fn counters(&self) -> LogCounters {
+        self.counters
+    }
+
+    /// The longest that a commit took.
+    pub const fn slowest(&self) -> Duration {
+        self.slowest
+    }
+
+    /// The durable state with all that was brought.
+    pub const fn fold(&self) -> &Fold {
+        &self.fold
+    }
+
+    /// Why the last operation failed that did, with the file.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// Bytes of all files.
+    pub fn disk_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
+            + self.preparing.spare_bytes()
+            + self.cleaner.freed_bytes()
+    }
+
+    /// Bytes of records that are needed.
+    pub fn live_bytes(&self) -> u64 {
+        let on_disk: i64 = self.segments.iter().map(|segment| segment.live).sum();
+        let tail = self.tail.as_ref().map_or(0, |tail| tail.live);
+        (on_disk + self.gather.live + tail).max(0) as u64
+    }
+
+    /// Sets the clocks: before changes and operations of a turn.
+    pub const fn set_clocks(&mut self, clocks: Clocks) {
+        self.clocks = clocks;
+    }
+
+    pub(super) const fn now(&self) -> Clocks {
+        self.clocks
+    }
+
+    /// The segments, for a failing test.
+    #[cfg(test)]
+    pub(crate) fn books(&self) -> String {
+        let mut text = format!("committed {}\n{}", self.last_committed, self.fold.orphans());
+        for s in &self.segments {
+            text += &format!(
+                "segment {} file {} first {} commits {} used {} live {}\n",
+                s.sequence,
+                s.file,
+                s.first_commit,
+                s.offsets.len(),
+                s.used,
+                s.live
+            );
+        }
+        text
+    }
+
+    /// Whether the books about what is live are right: what is wrong, if anything.
+    #[cfg(test)]
+    pub(crate) fn wrong_books(&self) -> Option<String> {
+        let mut live = std::collections::BTreeMap::<u64, i64>::new();
+        for at in self.fold.live_records() {
+            let index = self.segments.partition_point(|s| s.first_commit <= at.commit);
+            let is_placed = at.commit <= self.last_committed
+                && self.tail.as_ref().is_none_or(|tail| tail.number != at.commit)
+                && !matches!(&self.flight, Flight::Ready(c) | Flight::Writing { commit: c, .. }
+                    | Flight::Syncing { commit: c, .. } if c.number == at.commit);
+            let key = match index.checked_sub(1) {
+                _ if !is_placed => u64::MAX,
+                Some(index) => self.segments[index].sequence,
+                None => return Some(format!("{at:?} is live and its segment is gone")),
+            };
+            *live.entry(key).or_default() += i64::from(at.len);
+        }
+        for segment in &self.segments {
+            let expected = live.get(&segment.sequence).copied().unwrap_or(0);
+            if segment.live != expected {
+                return Some(format!("{expected} bytes are live in {segment:?}"));
+            }
+        }
+        (self.counters.lost_bytes > 0).then(|| "something was given up".to_owned())
+    }
+
+    // ---- gathering ----
+
+    /// Takes one record: adds to it what the host knows.
+    fn take(&mut self, origin: ShardId, body: &[u8]) {
+        let Ok((_, entry)) = record::decode(body) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        match entry {
+            Entry::Publish(publish) => {
+                self.fold.resolve(&publish);
+                let mut receivers = std::mem::take(&mut self.scratch);
+                receivers.clear();
+                self.fold.put_receivers(&mut receivers);
+                let at = self.write(body.len() + receivers.len(), |out| {
+                    out.extend_from_slice(body);
+                    out.extend_from_slice(&receivers);
+                });
+                self.scratch = receivers;
+                self.fold.publish(at, &publish);
+            }
+            Entry::Session { client_id, expiry_secs, offline_since, .. } => {
+                let number = self.fold.number_of(client_id);
+                self.put(origin, &Entry::Session { client_id, expiry_secs, offline_since, number });
+            }
+            Entry::Subscribe { filter, .. } => {
+                if let Some((group, number)) = self.fold.new_group(filter) {
+                    self.put(origin, &Entry::Group { group, number });
+                }
+                let at = self.write(body.len(), |out| out.extend_from_slice(body));
+                self.fold.apply(at, &entry);
+            }
+            Entry::Unsubscribe { client_id, filter, seen } => {
+                let ended = self.fold.ended_by_unsubscribe(client_id, filter, seen);
+                self.put(origin, &entry);
+                let mut numbers = std::mem::take(&mut self.numbers);
+                for some in ended.chunks(JOURNAL_ENDED_PER_RECORD) {
+                    numbers.clear();
+                    let messages = Numbers::write(some.iter().copied(), &mut numbers);
+                    self.put(origin, &Entry::Ended { client_id, messages });
+                }
+                self.numbers = numbers;
+            }
+            entry => {
+                let at = self.write(body.len(), |out| out.extend_from_slice(body));
+                self.fold.apply(at, &entry);
+            }
+        }
+    }
+
+    /// Writes an entry of the host's own.
+    pub(super) fn put(&mut self, origin: ShardId, entry: &Entry<'_>) -> At {
+        let at = self.write(256, |out| record::encode(out, origin, entry));
+        self.fold.apply(at, entry);
+        at
+    }
+
+    /// What gathers is synced, whatever it is from the shards.
+    pub(super) const fn sync_gathered(&mut self) {
+        self.gather.sync = true;
+    }
+
+    /// Appends a record to what gathers: where it will lie.
+    fn write(&mut self, len: usize, body: impl FnOnce(&mut Vec<u8>)) -> At {
+        let Commit { number, buf, records, .. } = &mut self.gather;
+        let start = buf.len();
+        let room = record::RECORD_HEADER + len;
+        buf.append(room, |out| record::put(out, *number, body));
+        *records += 1;
+        At { commit: *number, offset: (start - RECORDS_AT) as u32, len: (buf.len() - start) as u32 }
+    }
+
+    /// Books what became live, or ceased to be.
+    pub(super) fn account(&mut self) {
+        let mut live = std::mem::take(&mut self.fold.live);
+        for (commit, bytes) in live.drain(..) {
+            if commit == self.gather.number {
+                self.gather.live += bytes;
+            } else if let Some(tail) = self.tail.as_mut().filter(|tail| tail.number == commit) {
+                tail.live += bytes;
+            } else if let Flight::Ready(c)
+            | Flight::Writing { commit: c, .. }
+            | Flight::Syncing { commit: c, .. } = &mut self.flight
+                && c.number == commit
+            {
+                c.live += bytes;
+            } else if let Some(segment) = self.segment_of(commit) {
+                segment.live += bytes;
+            }
+        }
+        self.fold.live = live;
+    }
+
+    fn segment_of(&mut self, commit: u64) -> Option<&mut Segment> {
+        let behind = self.segments.partition_point(|segment| segment.first_commit <= commit);
+        // Segments without a commit begin with the same number as the next.
+        let index = behind.checked_sub(1)?;
+        self.segments.get_mut(index)
+    }
+
+    /// The number of the last commit that has a record, or will.
+    pub(super) fn last_gathered(&self) -> u64 {
+        if self.gather.records > 0 { self.gather.number } else { self.gather.number - 1 }
+    }
+
+    pub(super) const fn last_committed(&self) -> u64 {
+        self.last_committed
+    }
+
+    pub(super) fn gathered_bytes(&self) -> usize {
+        self.gather.buf.len()
+    }
+
+    // ---- operations ----
+
+    /// The next operation to do, if there is one; ask until there is none.
+    pub fn next_op(&mut self) -> Option<FileOp> {
+        self.fold.take_apart(JOURNAL_ENDING_STEP);
+        self.account();
+        self.reclaim();
+        if let Some(tail) = self.tail.take() {
+            self.flight = Flight::Ready(tail);
+        }
+        if matches!(self.flight, Flight::Idle) && self.gather.records > 0 {
+            let number = self.gather.number + 1;
+            let place = self.gather.place.wrapping_add(u64::from(self.gather.records));
+            let buf = std::mem::take(&mut self.spare_buf);
+            let next = Commit::new(number, place, buf);
+            let mut commit = std::mem::replace(&mut self.gather, next).close();
+            // Files are used again when it is on disk, not before, that they are not needed.
+            commit.sync |= self.cleaner.freed_bytes() > 0;
+            self.flight = Flight::Ready(commit);
+        }
+        self.commit_op().or_else(|| self.cleaner_op()).or_else(|| {
+            let wants_segment = matches!(self.flight, Flight::Ready(_))
+                || self.segments.back().is_some_and(|s| s.used > 0);
+            let size = self.next_segment_bytes();
+            self.preparing.next_op(&self.options, self.clocks.monotonic, wants_segment, size)
+        })
+    }
+
+    fn next_segment_bytes(&self) -> u64 {
+        let needed = match &self.flight {
+            Flight::Ready(commit) => BLOCK as u64 + commit.span(),
+            _ => 0,
+        };
+        let last = self.segments.back().map_or(0, |segment| segment.bytes);
+        (last * 2)
+            .clamp(self.options.segment_bytes_first, self.options.segment_bytes_max)
+            .max(needed)
+    }
+
+    fn commit_op(&mut self) -> Option<FileOp> {
+        if let Flight::Syncing { files, asked, .. } = &mut self.flight {
+            if *asked {
+                return None;
+            }
+            *asked = true;
+            return Some(FileOp::Sync { file: *files.last()? });
+        }
+        let now = self.clocks.monotonic;
+        let Flight::Ready(commit) = &self.flight else { return None };
+        if self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let span = commit.span();
+        let has_room = |segment: &Segment| segment.used + span <= segment.bytes;
+        if (self.is_sealed || !self.segments.back().is_some_and(has_room)) && !self.begin_segment()
+        {
+            return None;
+        }
+        self.write_op(now)
+    }
+
+    /// Takes the spare as the next segment; false without one.
+    fn begin_segment(&mut self) -> bool {
+        let Flight::Ready(commit) = &self.flight else { return false };
+        let needed = BLOCK as u64 + commit.span();
+        let Some((file, bytes)) = self.preparing.take_spare(needed) else { return false };
+        self.last_segment += 1;
+        self.segments.push_back(Segment {
+            sequence: self.last_segment,
+            file,
+            bytes,
+            used: 0,
+            first_commit: commit.number,
+            offsets: Vec::new(),
+            live: 0,
+            is_open: true,
+        });
+        self.is_sealed = false;
+        true
+    }
+
+    fn write_op(&mut self, now: Time) -> Option<FileOp> {
+        let Flight::Ready(mut commit) = std::mem::replace(&mut self.flight, Flight::Idle) else {
+            return None;
+        };
+        let oldest = self.oldest();
+        let segment = self.segments.back()?;
+        let is_first = segment.used == 0;
+        let offset = if is_first { 0 } else { segment.used };
+        let frame = Frame {
+            segment: segment.sequence,
+            commit: commit.number,
+            oldest,
+            place: commit.place,
+            len: (commit.end - RECORDS_AT) as u32,
+            records: commit.records,
+        };
+        let mut buf = std::mem::take(&mut commit.buf);
+        frame.encode(&mut buf.as_mut_slice()[BLOCK..]);
+        if is_first {
+            let header = Header {
+                version: VERSION,
+                sequence: segment.sequence,
+                placement: self.options.placement,
+                created_ms: self.clocks.unix_ms,
+                first_commit: commit.number,
+                last_sequence: self.fold.last_sequence(),
+                next_number: self.fold.next_number(),
+            };
+            header.encode(buf.as_mut_slice());
+        }
+        let file = FileId(segment.file);
+        let sync = commit.sync;
+        let from = if is_first { 0 } else { BLOCK };
+        self.flight = Flight::Writing { commit, file, offset, oldest, started: now };
+        Some(FileOp::Write { file, offset, buf, from, sync })
+    }
+
+    /// An operation is over.
+    pub fn handle_done(&mut self, done: FileDone) {
+        if let Err(error) = &done.result {
+            self.counters.errors += 1;
+            self.last_error =
+                Some(format!("cannot {} {}: {error}", done.op.verb(), name(&done.op)));
+        }
+        match done.op {
+            FileOp::Write { file, offset, buf, .. } if self.is_commit(file, offset) => {
+                self.on_written(buf, done.result.is_ok());
+            }
+            FileOp::Sync { file } if self.is_commit_sync(file) => {
+                self.on_synced(done.result.is_ok());
+            }
+            FileOp::Read { file, buf, .. } => self.on_read(file, buf, done.result),
+            FileOp::Remove { .. } => {
+                self.counters.segments_removed += u64::from(done.result.is_ok());
+                self.on_removed();
+            }
+            FileOp::Open { file, .. } if !self.preparing.is_at(file) => {
+                self.on_opened(file, done.result.is_ok());
+            }
+            op => {
+                let made = self.preparing.on_done(op, done.result.is_ok(), self.clocks.monotonic);
+                self.counters.segments_made += u64::from(made);
+                if self.preparing.retry_at().is_some() && matches!(self.flight, Flight::Ready(_)) {
+                    self.go_down();
+                }
+            }
+        }
+    }
+
+    fn is_commit(&self, of: FileId, at: u64) -> bool {
+        matches!(self.flight, Flight::Writing { file, offset, .. } if (file, offset) == (of, at))
+    }
+
+    fn is_commit_sync(&self, of: FileId) -> bool {
+        match &self.flight {
+            Flight::Syncing { files, asked: true, .. } => files.last() == Some(&of),
+            _ => false,
+        }
+    }
+
+    fn on_written(&mut self, buf: BlockBuf, is_ok: bool) {
+        let flight = std::mem::replace(&mut self.flight, Flight::Idle);
+        let Flight::Writing { mut commit, file, offset, oldest, started } = flight else { return };
+        commit.buf = buf;
+        if !is_ok {
+            return self.on_commit_failed(commit);
+        }
+        if commit.sync && !self.unsynced.is_empty() {
+            let files = self.unsynced.clone();
+            self.flight = Flight::Syncing { commit, offset, oldest, files, asked: false, started };
+            return;
+        }
+        if !commit.sync && !self.unsynced.contains(&file) {
+            self.unsynced.push(file);
+        }
+        self.on_committed(commit, offset, oldest, started);
+    }
+
+    fn on_synced(&mut self, is_ok: bool) {
+        let flight = std::mem::replace(&mut self.flight, Flight::Idle);
+        let Flight::Syncing { commit, offset, oldest, mut files, started, .. } = flight else {
+            return;
+        };
+        if !is_ok {
+            return self.on_commit_failed(commit);
+        }
+        let file = files.pop();
+        self.unsynced.retain(|unsynced| Some(*unsynced) != file);
+        if files.is_empty() {
+            return self.on_committed(commit, offset, oldest, started);
+        }
+        self.flight = Flight::Syncing { commit, offset, oldest, files, asked: false, started };
+    }
+
+    fn on_committed(&mut self, mut commit: Commit, offset: u64, oldest: u64, started: Time) {
+        let Some(segment) = self.segments.back_mut() else { return };
+        let is_first = segment.used == 0;
+        let begins = if is_first { BLOCK as u64 } else { offset };
+        let span = commit.buf.len() as u64 - BLOCK as u64;
+        segment.used = begins + span;
+        segment.offsets.push((begins / BLOCK as u64) as u32);
+        segment.live += commit.live;
+        self.counters.commits += 1;
+        self.counters.records += u64::from(commit.records);
+        self.counters.bytes += span + if is_first { BLOCK as u64 } else { 0 };
+        self.slowest = self.slowest.max(self.clocks.monotonic.since(started));
+        for (origin, last) in &commit.ends {
+            self.committed[origin.index()] = *last;
+        }
+        self.last_committed = commit.number;
+        self.spare_buf = std::mem::take(&mut commit.buf);
+        (self.down, self.retry_at, self.retry_after) = (false, None, JOURNAL_RETRY_FIRST);
+        if commit.sync {
+            self.free_before(oldest);
+        }
+    }
+
+    /// Nothing behind the last commit is believed; this one goes elsewhere.
+    fn on_commit_failed(&mut self, commit: Commit) {
+        self.counters.rewritten += 1;
+        // A segment that has no commit yet is written from its beginning: nothing of it was
+        // believed before.
+        self.is_sealed = self.segments.back().is_some_and(|segment| segment.used > 0);
+        self.flight = Flight::Ready(commit);
+        self.go_down();
+        self.retry_at = Some(self.clocks.monotonic + self.retry_after);
+        self.retry_after = (self.retry_after * 2).min(JOURNAL_RETRY_MAX);
+    }
+
+    fn go_down(&mut self) {
+        self.counters.downs += u64::from(!self.down);
+        self.down = true;
+    }
+}
+
+/// Which file or directory.
+fn name(op: &FileOp) -> String {
+    match op {
+        FileOp::Open { path, .. } | FileOp::SyncDir { path } | FileOp::Remove { path, .. } => {
+            path.display().to_string()
+        }
+        FileOp::Write { file, offset, .. } | FileOp::Read { file, offset, .. } => {
+            format!("{:08}.journal at byte {offset}", file.0)
+        }
+        FileOp::Sync { file } => format!("{:08}.journal", file.0),
+    }
+}

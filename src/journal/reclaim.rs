@@ -1,0 +1,321 @@
+//! Segments become free (SHARDS.md J10).
+//!
+//! The oldest segment is free when nothing in it is needed any more: what ended it is committed,
+//! and so are the copies of what was still needed. Then commits say that it is no longer the
+//! oldest, and when one that says so is on disk, its file is used again.
+//!
+//! While more than [`JOURNAL_DISK_FACTOR`] times what is needed, and some segments, is on disk, the
+//! oldest is read, a piece at a time, and what of it is needed is appended again: between the
+//! commits of the shards, never ahead of them, so many bytes in a turn.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::fold::At;
+use super::log::{Log, Segment};
+use super::record::{self, Entry};
+use super::segment::{FRAME_HEADER, Frame};
+use super::wire::Reader;
+use crate::ids::ShardId;
+use crate::io::file::{BLOCK, BlockBuf, FileId, FileOp};
+use crate::limits::{
+    JOURNAL_CLEAN_BYTES, JOURNAL_COMMIT_BYTES, JOURNAL_DISK_FACTOR, JOURNAL_DISK_SEGMENTS,
+    JOURNAL_SPARES_MAX,
+};
+
+/// The segment that is being emptied, and those that are free.
+#[derive(Debug, Default)]
+pub(super) struct Cleaner {
+    /// Its sequence number.
+    segment: Option<u64>,
+    /// The commit that is read next.
+    commit: u64,
+    opening: bool,
+    reading: bool,
+    /// Whole frames, and where in it the next one begins.
+    chunk: BlockBuf,
+    filled: usize,
+    at: usize,
+    /// The rest of a frame: its header, how far it is done.
+    frame: Option<(Frame, usize)>,
+    /// The oldest is free when this commit is on disk.
+    free_after: Option<(u64, u64)>,
+    /// Free, until a commit on disk says so.
+    freed: VecDeque<Segment>,
+    remove: Vec<u32>,
+    removing: bool,
+    failures: u32,
+}
+
+/// Reads of one segment that may fail before what it holds is given up.
+const FAILURES_MAX: u32 = 5;
+
+impl Cleaner {
+    pub(super) fn new(useless: Vec<u32>) -> Self {
+        Self { remove: useless, ..Self::default() }
+    }
+
+    pub(super) fn freed_bytes(&self) -> u64 {
+        self.freed.iter().map(|segment| segment.bytes).sum()
+    }
+}
+
+impl Log {
+    /// Whether there is more to do in the next turn, whatever happens.
+    pub(super) fn has_work(&self) -> bool {
+        let has_room = self.gathered_bytes() < JOURNAL_COMMIT_BYTES / 2;
+        (self.cleaner.at < self.cleaner.filled && has_room) || self.fold.is_ending()
+    }
+
+    /// The oldest segment that is needed.
+    pub(super) fn oldest(&self) -> u64 {
+        self.segments.front().map_or(0, |segment| segment.sequence)
+    }
+
+    /// Frees what nothing is needed of, and goes on with emptying the oldest. Some work each turn.
+    pub(super) fn reclaim(&mut self) {
+        self.clean_some();
+        // The last is being filled.
+        while self.segments.len() > 1 && self.segments[0].live <= 0 {
+            let sequence = self.segments[0].sequence;
+            let (of, after) =
+                *self.cleaner.free_after.get_or_insert((sequence, self.last_gathered()));
+            debug_assert_eq!(of, sequence, "invariant: the oldest is freed first");
+            if self.last_committed() < after {
+                return;
+            }
+            self.cleaner.free_after = None;
+            if self.cleaner.segment == Some(sequence) {
+                if self.cleaner.reading || self.cleaner.opening {
+                    return;
+                }
+                self.cleaner.segment = None;
+            }
+            self.cleaner.freed.extend(self.segments.pop_front());
+        }
+        let segment_bytes = self.segments.back().map_or(0, |segment| segment.bytes);
+        let bound = JOURNAL_DISK_FACTOR * self.live_bytes() + JOURNAL_DISK_SEGMENTS * segment_bytes;
+        if self.cleaner.segment.is_none()
+            && self.segments.len() > 1
+            && self.segments[0].live > 0
+            && self.disk_bytes() > bound
+        {
+            self.cleaner.segment = Some(self.segments[0].sequence);
+            self.cleaner.commit = self.segments[0].first_commit;
+            self.cleaner.failures = 0;
+        }
+    }
+
+    /// A commit is on disk that says that this is the oldest segment: older files may be used.
+    pub(super) fn free_before(&mut self, oldest: u64) {
+        while self.cleaner.freed.front().is_some_and(|segment| segment.sequence < oldest)
+            && let Some(segment) = self.cleaner.freed.pop_front()
+        {
+            let is_of_use = segment.is_open
+                && segment.bytes == self.segments.back().map_or(0, |last| last.bytes)
+                && self.preparing.spares() < JOURNAL_SPARES_MAX;
+            if is_of_use {
+                self.counters.segments_recycled += 1;
+                self.preparing.add_spare(segment.file, segment.bytes);
+            } else {
+                self.cleaner.remove.push(segment.file);
+            }
+        }
+    }
+
+    // ---- reading the oldest ----
+
+    /// What emptying needs next, if anything.
+    pub(super) fn cleaner_op(&mut self) -> Option<FileOp> {
+        if !self.cleaner.removing
+            && let Some(file) = self.cleaner.remove.pop()
+        {
+            self.cleaner.removing = true;
+            let path = super::segment::path(&self.options.folder, file);
+            return Some(FileOp::Remove { file: FileId(file), path });
+        }
+        let cleaner = &mut self.cleaner;
+        let segment = self.segments.front().filter(|s| Some(s.sequence) == cleaner.segment)?;
+        if cleaner.opening || cleaner.reading || cleaner.at < cleaner.filled {
+            return None;
+        }
+        let file = FileId(segment.file);
+        if !segment.is_open {
+            cleaner.opening = true;
+            let path = super::segment::path(&self.options.folder, segment.file);
+            return Some(FileOp::Open { file, path, create: false });
+        }
+        let (offset, len) = next_read(segment, &mut cleaner.commit)?;
+        cleaner.reading = true;
+        let mut buf = std::mem::take(&mut cleaner.chunk);
+        buf.clear(2 * JOURNAL_CLEAN_BYTES);
+        buf.resize(len);
+        Some(FileOp::Read { file, offset, buf })
+    }
+
+    pub(super) fn on_removed(&mut self) {
+        self.cleaner.removing = false;
+    }
+
+    pub(super) fn on_opened(&mut self, file: FileId, is_ok: bool) {
+        self.cleaner.opening = false;
+        match self.segments.iter_mut().find(|segment| segment.file == file.0) {
+            Some(segment) if is_ok => segment.is_open = true,
+            _ => self.on_read_failed(),
+        }
+    }
+
+    pub(super) fn on_read(&mut self, _file: FileId, buf: BlockBuf, result: io::Result<usize>) {
+        let cleaner = &mut self.cleaner;
+        cleaner.reading = false;
+        match result {
+            Ok(filled) => {
+                (cleaner.chunk, cleaner.filled, cleaner.at) = (buf, filled, 0);
+                if filled == 0 {
+                    self.on_read_failed();
+                }
+            }
+            Err(_) => self.on_read_failed(),
+        }
+    }
+
+    /// The segment cannot be read. After some tries what it holds is given up, loudly: else the
+    /// disk would fill.
+    fn on_read_failed(&mut self) {
+        self.cleaner.failures += 1;
+        if self.cleaner.failures >= FAILURES_MAX {
+            self.give_up_oldest();
+        }
+    }
+
+    fn give_up_oldest(&mut self) {
+        if let Some(segment) = self.segments.front_mut() {
+            self.counters.lost_bytes += segment.live.max(0) as u64;
+            segment.live = 0;
+        }
+    }
+
+    /// Copies what is needed of what was read, some bytes in a turn, and only while commits have
+    /// room.
+    fn clean_some(&mut self) {
+        if self.cleaner.segment.is_none() || self.cleaner.reading {
+            return;
+        }
+        let mut budget = JOURNAL_CLEAN_BYTES;
+        let chunk = std::mem::take(&mut self.cleaner.chunk);
+        let bytes = &chunk.as_slice()[..self.cleaner.filled.min(chunk.len())];
+        while budget > 0
+            && self.cleaner.at < bytes.len()
+            && self.gathered_bytes() < JOURNAL_COMMIT_BYTES / 2
+        {
+            budget = budget.saturating_sub(self.clean_one(bytes));
+        }
+        self.cleaner.chunk = chunk;
+        let is_read = self.cleaner.at >= self.cleaner.filled;
+        let segment = self.segments.front().filter(|s| Some(s.sequence) == self.cleaner.segment);
+        if is_read && let Some(segment) = segment {
+            let end = segment.first_commit + segment.offsets.len() as u64;
+            if self.cleaner.commit >= end {
+                self.counters.segments_cleaned += 1;
+                self.cleaner.segment = None;
+                if self.segments[0].live > 0 {
+                    // What could not be read was said when it was found; it is not needed longer.
+                    self.give_up_oldest();
+                }
+            }
+        }
+    }
+
+    /// Goes one record, or one block that is none, further: how many bytes that were.
+    fn clean_one(&mut self, bytes: &[u8]) -> usize {
+        let start = self.cleaner.at;
+        let Some((frame, done)) = self.cleaner.frame else {
+            let frame = Frame::decode(&bytes[start..]).ok().filter(|frame| {
+                Some(frame.segment) == self.cleaner.segment
+                    && frame.span() as usize <= bytes.len() - start
+            });
+            match frame {
+                Some(frame) => {
+                    self.cleaner.frame = Some((frame, 0));
+                    self.cleaner.at += FRAME_HEADER;
+                    return FRAME_HEADER;
+                }
+                None => {
+                    self.cleaner.at += BLOCK;
+                    return BLOCK;
+                }
+            }
+        };
+        let records = &bytes[start..start + frame.len as usize - done];
+        let len = match Reader(records).u32() {
+            Ok(len) => record::RECORD_HEADER + len as usize,
+            Err(_) => records.len(),
+        };
+        let len = len.min(records.len()).max(1);
+        if let Ok(body) = record::take(records, frame.commit) {
+            let at = At { commit: frame.commit, offset: done as u32, len: len as u32 };
+            self.copy_forward(at, body);
+        }
+        let done = done + len;
+        self.cleaner.at += len;
+        self.cleaner.frame = Some((frame, done));
+        if done >= frame.len as usize {
+            self.cleaner.frame = None;
+            self.cleaner.at = self.cleaner.at.next_multiple_of(BLOCK);
+        }
+        len
+    }
+
+    fn copy_forward(&mut self, at: At, body: &[u8]) {
+        let Ok((origin, entry)) = record::decode(body) else { return };
+        let now_ms = self.now().unix_ms;
+        let mut copies = Vec::new();
+        self.fold.copies(at, &entry, now_ms, &mut |copy| {
+            let mut body = Vec::new();
+            record::encode(&mut body, origin, copy);
+            copies.push(body);
+        });
+        for copy in &copies {
+            if let Ok((origin, entry)) = record::decode(copy) {
+                self.put_copy(origin, &entry, copy.len());
+            }
+        }
+        if let Entry::Publish(publish) = &entry {
+            self.fold.expire(at, publish);
+        }
+        self.account();
+    }
+
+    fn put_copy(&mut self, origin: ShardId, entry: &Entry<'_>, len: usize) {
+        self.counters.copied += 1;
+        self.counters.copied_bytes += len as u64;
+        // What it is a copy of may be all that was on disk.
+        self.sync_gathered();
+        self.put(origin, entry);
+    }
+}
+
+/// The next whole frames of a segment, some of them in one read: where, and how long.
+fn next_read(segment: &Segment, commit: &mut u64) -> Option<(u64, usize)> {
+    let end = segment.first_commit + segment.offsets.len() as u64;
+    let start = loop {
+        if *commit >= end {
+            return None;
+        }
+        match segment.offset_of(*commit) {
+            Some(offset) => break offset,
+            None => *commit += 1,
+        }
+    };
+    let ends_at = |commit: u64| {
+        (commit + 1..end).find_map(|next| segment.offset_of(next)).unwrap_or(segment.used)
+    };
+    let mut until = ends_at(*commit);
+    *commit += 1;
+    while *commit < end && ends_at(*commit) - start <= JOURNAL_CLEAN_BYTES as u64 {
+        until = ends_at(*commit);
+        *commit += 1;
+    }
+    Some((start, (until - start) as usize))
+}

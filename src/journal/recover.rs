@@ -1,0 +1,599 @@
+//! What a start makes of the journal: the durable state, and a log that goes on behind it.
+//!
+//! Segments are read in the order of their numbers, from the oldest that is needed. Commits are
+//! numbered without gaps and only one is ever under way, so what is damaged tells by what follows:
+//! - The last commit of all is torn: nothing in it was promised to anybody. It is left out, and the
+//!   next start finds another under its number.
+//! - A commit under the same number follows: it had failed, and was written again.
+//! - Later commits follow: the disk has damaged it. The records of it that hold are taken, the
+//!   others are quarantined: left where they are, counted, and named with file and offset.
+//!
+//! What was read of the last commit may be in memory alone, when its sync had failed or was under way
+//! as the process ended: the log writes it again before it builds on it.
+//!
+//! Nothing of this keeps a broker from starting. What does: a directory that cannot be read, and a
+//! segment of a newer version, which would be lost.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use foldhash::fast::FixedState;
+
+use super::fold::export::Bodies;
+use super::fold::{At, Fold};
+use super::log::{Log, Options, Resume, Segment, Tail};
+use super::record::{self, Entry};
+use super::scan::{self, Bad, Directory, Frames, Store};
+use super::segment::{BadHeader, FRAME_HEADER, Frame, Header, VERSION};
+use crate::broker::durable::DurableState;
+use crate::io::file::BLOCK;
+use crate::limits::{JOURNAL_DAMAGE_REPORTED, JOURNAL_READ_BYTES};
+
+/// What a start has found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// What lasts.
+    pub state: DurableState,
+    /// Goes on behind it.
+    pub log: Log,
+    /// What there is to say.
+    pub report: Report,
+}
+
+/// What there is to say about a recovery.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Segments that were read.
+    pub segments: u64,
+    /// Commits in them.
+    pub commits: u64,
+    /// Records in those.
+    pub records: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// The last commit, which is not whole: which file, and from which byte on.
+    pub torn: Option<(String, u64)>,
+    /// Pieces that are no records, with commits behind them.
+    pub quarantined: u64,
+    /// Bytes of those.
+    pub quarantined_bytes: u64,
+    /// Commits that are missing.
+    pub missing_commits: u64,
+    /// The first of what is damaged, for people: file, offset, and in which way.
+    pub damage: Vec<String>,
+    /// Messages that are owed and could not be read again.
+    pub unreadable: u64,
+}
+
+impl Report {
+    fn damaged(&mut self, text: impl FnOnce() -> String) {
+        if self.damage.len() < JOURNAL_DAMAGE_REPORTED {
+            self.damage.push(text());
+        }
+    }
+}
+
+/// Why there is no recovery.
+#[derive(Debug)]
+pub enum RecoverError {
+    /// The directory cannot be read or made.
+    Folder(PathBuf, io::Error),
+    /// A segment cannot be read.
+    File(String, io::Error),
+    /// A newer Noctule has written a segment.
+    Version(String, u16),
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path, error) => {
+                write!(f, "the journal's directory {} cannot be used: {error}", path.display())
+            }
+            Self::File(name, error) => write!(f, "{name} cannot be read: {error}"),
+            Self::Version(name, version) => write!(
+                f,
+                "{name} has format version {version}, and this Noctule reads up to {VERSION}: \
+                 start the version that wrote it, or a newer one"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RecoverError {}
+
+/// Opens the journal of a directory, making it if there is none. Tables hash with `seed`.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn open(options: Options, seed: u64) -> Result<Recovered, RecoverError> {
+    let folder = options.folder.clone();
+    make_folder(&folder).map_err(|error| RecoverError::Folder(folder.clone(), error))?;
+    recover(&Directory(folder), options, seed)
+}
+
+/// A directory whose name lasts.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder)?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The same from any store.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn recover(store: &dyn Store, options: Options, seed: u64) -> Result<Recovered, RecoverError> {
+    let found = find(store, &options)?;
+    let mut reading = Reading {
+        store,
+        fold: Fold::new(seed),
+        report: Report::default(),
+        segments: Vec::new(),
+        last_commit: 0,
+        place: 0,
+        pending: None,
+        tail: None,
+        tail_live: 0,
+    };
+    reading.expect(&found.needed)?;
+    for segment in &found.needed {
+        reading.read_segment(segment)?;
+    }
+    reading.finish();
+    let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
+        reading;
+    let mut bodies = Window { store, segments: &segments, bytes: Vec::new(), at: None, failed: 0 };
+    let state = fold.export(&mut bodies);
+    report.unreadable = bodies.failed;
+    let tail = match tail {
+        Some((index, offset, frame)) => {
+            let mut records = Vec::new();
+            let file = segments[index].file;
+            let at = offset + FRAME_HEADER as u64;
+            let read = store.read(file, at, frame.len as usize, &mut records);
+            read.map_err(|error| RecoverError::File(store.name(file), error))?;
+            segments[index].offsets.pop();
+            // It will stand in a segment behind all of these.
+            for segment in &mut segments {
+                segment.first_commit = segment.first_commit.min(frame.commit);
+            }
+            Some(Tail {
+                number: frame.commit,
+                place: frame.place,
+                count: frame.records,
+                records,
+                live: tail_live,
+            })
+        }
+        None => None,
+    };
+    let resume = Resume {
+        segments,
+        spares: found.spares,
+        useless: found.useless,
+        last_file: found.last_file,
+        last_segment: found.last_segment,
+        last_commit,
+        place,
+        tail,
+    };
+    Ok(Recovered { state, log: Log::new(options, fold, resume), report })
+}
+
+/// A segment that is to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Its place among all.
+    pub sequence: u64,
+    /// Its file's number.
+    pub file: u32,
+    /// Its size.
+    pub bytes: u64,
+    /// What its header says; None if that is damaged.
+    pub header: Option<Header>,
+}
+
+/// What a directory holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The segments that are needed, in order.
+    pub needed: Vec<Found>,
+    /// Files that may be used as segments: number and size.
+    pub spares: Vec<(u32, u64)>,
+    /// Files that are none.
+    pub useless: Vec<u32>,
+    last_file: u32,
+    last_segment: u64,
+}
+
+/// Looks through a directory.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn find(store: &dyn Store, options: &Options) -> Result<Contents, RecoverError> {
+    let folder = |error| RecoverError::Folder(options.folder.clone(), error);
+    let mut contents = Contents::default();
+    let mut all = Vec::new();
+    let mut block = Vec::new();
+    for (file, bytes) in store.list().map_err(folder)? {
+        contents.last_file = contents.last_file.max(file);
+        let name = || store.name(file);
+        store.read(file, 0, BLOCK, &mut block).map_err(|e| RecoverError::File(name(), e))?;
+        match Header::decode(&block) {
+            Ok(header) => {
+                all.push(Found { sequence: header.sequence, file, bytes, header: Some(header) });
+            }
+            Err(BadHeader::Version(version)) => {
+                return Err(RecoverError::Version(name(), version));
+            }
+            // Its first commit, which is written in one with the header, has not succeeded. Whether
+            // it was zeroed to its end nobody knows.
+            Err(BadHeader::Unused) => contents.useless.push(file),
+            Err(BadHeader::NotOurs | BadHeader::Damaged) => {
+                // Its frames say what it is, if it has any.
+                match first_frame(store, file, bytes)? {
+                    Some(sequence) => all.push(Found { sequence, file, bytes, header: None }),
+                    None => contents.useless.push(file),
+                }
+            }
+        }
+    }
+    all.sort_unstable_by_key(|found| found.sequence);
+    contents.last_segment = all.last().map_or(0, |found| found.sequence);
+    let oldest = oldest_needed(store, &all)?;
+    for found in all {
+        if found.sequence >= oldest {
+            contents.needed.push(found);
+        } else if found.bytes >= options.segment_bytes_first {
+            contents.spares.push((found.file, found.bytes));
+        } else {
+            contents.useless.push(found.file);
+        }
+    }
+    Ok(contents)
+}
+
+/// Frames of any segment, in a file whose header is damaged.
+fn first_frame(store: &dyn Store, file: u32, bytes: u64) -> Result<Option<u64>, RecoverError> {
+    let mut all = Vec::new();
+    let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+    store.read(file, 0, len, &mut all).map_err(|e| RecoverError::File(store.name(file), e))?;
+    let mut best = None;
+    for start in (BLOCK..all.len()).step_by(BLOCK) {
+        if let Ok(frame) = Frame::decode(&all[start..]) {
+            best = best.max(Some(frame.segment));
+        }
+    }
+    Ok(best)
+}
+
+/// What the last commit says.
+fn oldest_needed(store: &dyn Store, all: &[Found]) -> Result<u64, RecoverError> {
+    let mut bytes = Vec::new();
+    for found in all.iter().rev() {
+        read_whole(store, found, &mut bytes)?;
+        let frames = Frames::new(&bytes, found.sequence).filter(|(_, frame, records)| {
+            let mut is_whole = true;
+            scan::records(frame, records, |_, _| {}, |_| is_whole = false);
+            is_whole
+        });
+        if let Some(oldest) = frames.map(|(_, frame, _)| frame.oldest).max() {
+            return Ok(oldest);
+        }
+    }
+    Ok(0)
+}
+
+fn read_whole(store: &dyn Store, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
+    let len = usize::try_from(found.bytes).unwrap_or(usize::MAX);
+    let read = store.read(found.file, 0, len, bytes);
+    read.map_err(|error| RecoverError::File(store.name(found.file), error))
+}
+
+/// Who is there, or not.
+enum Existence {
+    Session(Box<str>, u64),
+    Ended(Box<str>),
+    Group(Box<str>, u64),
+}
+
+impl Existence {
+    fn of(entry: &Entry<'_>) -> Option<Self> {
+        match entry {
+            Entry::Session { client_id, expiry_secs: 0, .. }
+            | Entry::SessionEnded { client_id } => Some(Self::Ended((*client_id).into())),
+            Entry::Session { client_id, number, .. } => {
+                Some(Self::Session((*client_id).into(), *number))
+            }
+            Entry::Group { group, number } => Some(Self::Group((*group).into(), *number)),
+            _ => None,
+        }
+    }
+}
+
+/// More commits than a log has in its life.
+const COMMITS_MAX: u64 = 1 << 56;
+
+/// A commit that is not whole, until what follows says why.
+struct Pending {
+    frame: Frame,
+    file: u32,
+    offset: u64,
+    records: Vec<u8>,
+}
+
+struct Reading<'a> {
+    store: &'a dyn Store,
+    fold: Fold,
+    report: Report,
+    segments: Vec<Segment>,
+    last_commit: u64,
+    place: u64,
+    pending: Option<Pending>,
+    /// The last commit that was taken: its segment, where it begins, and what of it is live.
+    tail: Option<(usize, u64, Frame)>,
+    tail_live: i64,
+}
+
+impl Reading<'_> {
+    /// Freeing segments copies the record of a session behind others of that session: what stands
+    /// first of it says whether it was there from the beginning of what is left.
+    fn expect(&mut self, needed: &[Found]) -> Result<(), RecoverError> {
+        let mut by_commit: BTreeMap<u64, (bool, Vec<Existence>)> = BTreeMap::new();
+        let mut bytes = Vec::new();
+        let mut last = 0;
+        for found in needed {
+            read_whole(self.store, found, &mut bytes)?;
+            for (_, frame, records) in Frames::new(&bytes, found.sequence) {
+                let mut said = Vec::new();
+                scan::of_kinds(&frame, records, record::SESSION_KINDS, |entry| {
+                    said.extend(Existence::of(&entry));
+                });
+                let mut is_whole = true;
+                let count = scan::records(&frame, records, |_, _| {}, |_| is_whole = false);
+                is_whole &= count == frame.records;
+                last = last.max(frame.commit);
+                match by_commit.get(&frame.commit) {
+                    // It was whole, although its write had failed.
+                    Some((true, _)) => {}
+                    _ if !is_whole || !said.is_empty() || by_commit.contains_key(&frame.commit) => {
+                        by_commit.insert(frame.commit, (is_whole, said));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // The last one, if it is not whole, is not taken.
+        if by_commit.get(&last).is_some_and(|(is_whole, _)| !is_whole) {
+            by_commit.remove(&last);
+        }
+        let mut met: HashSet<Box<str>, FixedState> = HashSet::default();
+        for existence in by_commit.into_values().flat_map(|(_, said)| said) {
+            match existence {
+                Existence::Session(client_id, number) => {
+                    if met.insert(client_id.clone()) {
+                        self.fold.expect_session(&client_id, number);
+                    }
+                }
+                Existence::Ended(client_id) => {
+                    met.insert(client_id);
+                }
+                Existence::Group(key, number) => self.fold.expect_group(&key, number),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_segment(&mut self, found: &Found) -> Result<(), RecoverError> {
+        let mut bytes = Vec::new();
+        read_whole(self.store, found, &mut bytes)?;
+        self.report.segments += 1;
+        self.report.bytes += bytes.len() as u64;
+        match &found.header {
+            Some(header) => self.fold.begin_after(header.last_sequence, header.next_number),
+            None => {
+                let name = self.store.name(found.file);
+                self.report.quarantined += 1;
+                self.report.damaged(|| format!("{name}: byte 0: the header is damaged"));
+            }
+        }
+        // What it repeats of the segment before is not taken from it.
+        let said = found.header.map_or(0, |header| header.first_commit);
+        let first = said.max(self.last_commit + 1);
+        self.segments.push(Segment {
+            sequence: found.sequence,
+            file: found.file,
+            bytes: found.bytes,
+            used: BLOCK as u64,
+            first_commit: first,
+            offsets: Vec::new(),
+            live: 0,
+            is_open: false,
+        });
+        for (offset, frame, records) in Frames::new(&bytes, found.sequence) {
+            self.read_frame(found.file, offset, &frame, records);
+        }
+        Ok(())
+    }
+
+    fn read_frame(&mut self, file: u32, offset: u64, frame: &Frame, records: &[u8]) {
+        if frame.commit <= self.last_commit {
+            // It was on disk although its write had failed.
+            return;
+        }
+        // A commit takes a block at least: no log has so many before this one.
+        let first = self.segments.last().filter(|segment| !segment.offsets.is_empty());
+        let most = first.map_or(COMMITS_MAX, |s| s.first_commit + offset / BLOCK as u64);
+        if frame.commit > most {
+            self.report.quarantined += 1;
+            let name = self.store.name(file);
+            self.report.damaged(|| format!("{name}: byte {offset}: a commit of no log"));
+            return;
+        }
+        if self.pending.as_ref().is_some_and(|pending| pending.frame.commit < frame.commit) {
+            self.take_damaged();
+        }
+        let mut is_whole = true;
+        let count = scan::records(frame, records, |_, _| {}, |_| is_whole = false);
+        if !is_whole || count != frame.records {
+            let records = records.to_vec();
+            self.pending = Some(Pending { frame: *frame, file, offset, records });
+            return;
+        }
+        self.pending = None;
+        self.take_frame(file, offset, frame, records);
+    }
+
+    /// Takes what holds of a frame.
+    fn take_frame(&mut self, file: u32, offset: u64, frame: &Frame, records: &[u8]) {
+        let expected = self.last_commit + 1;
+        if frame.commit > expected && self.report.commits > 0 {
+            self.report.missing_commits += frame.commit - expected;
+            let name = self.store.name(file);
+            self.report.damaged(|| {
+                format!(
+                    "{name}: byte {offset}: the {} commits before it are missing",
+                    frame.commit - expected
+                )
+            });
+        }
+        let live = std::mem::take(&mut self.tail_live);
+        if let Some((index, ..)) = self.tail {
+            self.segments[index].live += live;
+        }
+        let index = self.segments.iter().rposition(|segment| segment.file == file);
+        self.tail = index.map(|index| (index, offset, *frame));
+        if let Some(segment) = index.map(|index| &mut self.segments[index]) {
+            if segment.offsets.is_empty() {
+                segment.first_commit = frame.commit;
+            }
+            let place = (frame.commit - segment.first_commit) as usize;
+            segment.offsets.resize(place.max(segment.offsets.len()), Segment::LOST);
+            segment.offsets.push((offset / BLOCK as u64) as u32);
+            segment.used = segment.used.max(offset + frame.span());
+        }
+        self.last_commit = frame.commit;
+        self.place = frame.place.wrapping_add(u64::from(frame.records));
+        self.report.commits += 1;
+        let Self { fold, report, segments, store, tail_live, .. } = self;
+        let bad = std::cell::RefCell::new(Vec::new());
+        let taken = scan::records(
+            frame,
+            records,
+            |at, body| match record::decode(body) {
+                Ok((_, entry)) => {
+                    fold.apply(at, &entry);
+                    account(fold, segments, frame.commit, tail_live);
+                }
+                Err(why) => bad.borrow_mut().push(Bad { offset: at.offset, len: at.len, why }),
+            },
+            |piece| bad.borrow_mut().push(piece),
+        );
+        report.records += u64::from(taken);
+        for Bad { offset: at, len, why } in bad.into_inner() {
+            report.quarantined += 1;
+            report.quarantined_bytes += u64::from(len);
+            let start = offset + FRAME_HEADER as u64 + u64::from(at);
+            let name = store.name(file);
+            report.damaged(|| format!("{name}: byte {start}: {len} bytes are no record: {why}"));
+        }
+    }
+
+    fn take_damaged(&mut self) {
+        if let Some(Pending { frame, file, offset, records }) = self.pending.take() {
+            self.take_frame(file, offset, &frame, &records);
+        }
+    }
+
+    /// What is not whole, and nothing follows, is torn.
+    fn finish(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            self.report.torn = Some((self.store.name(pending.file), pending.offset));
+        }
+        self.fold.confirm();
+        account(&mut self.fold, &mut self.segments, self.last_commit, &mut self.tail_live);
+    }
+}
+
+fn account(fold: &mut Fold, segments: &mut [Segment], last: u64, tail_live: &mut i64) {
+    let mut live = std::mem::take(&mut fold.live);
+    for (commit, bytes) in live.drain(..) {
+        if commit == last {
+            *tail_live += bytes;
+            continue;
+        }
+        let behind = segments.partition_point(|segment| segment.first_commit <= commit);
+        if let Some(segment) = behind.checked_sub(1).and_then(|index| segments.get_mut(index)) {
+            segment.live += bytes;
+        }
+    }
+    fold.live = live;
+}
+
+/// Reads records in the order of the log, many at a time.
+struct Window<'a> {
+    store: &'a dyn Store,
+    segments: &'a [Segment],
+    bytes: Vec<u8>,
+    /// File and offset of the bytes.
+    at: Option<(u32, u64)>,
+    failed: u64,
+}
+
+impl Bodies for Window<'_> {
+    fn body(&mut self, at: At) -> Option<&[u8]> {
+        let found = self.load(at);
+        let body = found.and_then(|start| record::take(&self.bytes[start..], at.commit).ok());
+        self.failed += u64::from(body.is_none());
+        body
+    }
+}
+
+impl Window<'_> {
+    /// Where in the window the record begins, which is whole in it.
+    fn load(&mut self, at: At) -> Option<usize> {
+        let behind = self.segments.partition_point(|segment| segment.first_commit <= at.commit);
+        let segment = &self.segments[behind.checked_sub(1)?];
+        let frame = segment.offset_of(at.commit)?;
+        let start = frame + FRAME_HEADER as u64 + u64::from(at.offset);
+        if let Some((file, from)) = self.at
+            && file == segment.file
+            && start >= from
+            && start + u64::from(at.len) <= from + self.bytes.len() as u64
+        {
+            return Some((start - from) as usize);
+        }
+        let len = (at.len as usize).max(JOURNAL_READ_BYTES);
+        self.store.read(segment.file, start, len, &mut self.bytes).ok()?;
+        self.at = Some((segment.file, start));
+        (self.bytes.len() >= at.len as usize).then_some(0)
+    }
+}
+
+/// Whether an entry makes anything last: for `noctule journal`.
+pub fn client_of<'a>(entry: &Entry<'a>) -> Option<&'a str> {
+    match entry {
+        Entry::Publish(publish) => Some(publish.publisher),
+        Entry::WillSet(will) => Some(will.client_id),
+        Entry::Assign(assign) => Some(assign.client_id),
+        Entry::Session { client_id, .. }
+        | Entry::SessionEnded { client_id }
+        | Entry::Subscribe { client_id, .. }
+        | Entry::Unsubscribe { client_id, .. }
+        | Entry::WillDeleted { client_id }
+        | Entry::Received { client_id, .. }
+        | Entry::Acked { client_id, .. }
+        | Entry::Done { client_id, .. }
+        | Entry::Released { client_id, .. }
+        | Entry::Unreleased { client_id, .. }
+        | Entry::Ended { client_id, .. } => Some(client_id),
+        Entry::GroupAck { .. } | Entry::Group { .. } => None,
+    }
+}
