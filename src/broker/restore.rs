@@ -25,7 +25,7 @@ use super::shared_sub::Chosen;
 use super::subscribe::{self, Subscription};
 use super::timers::Due;
 use super::will::Will;
-use super::{Broker, retained, route};
+use super::{Broker, retained};
 
 /// The present moment on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,7 @@ impl Present {
 
 impl Broker {
     /// Takes what the journal gave back to this shard. To be called once, on every shard, before
-    /// anything else; clients may come when [`Broker::is_open`]. `unix_ms` is the wall time at
+    /// anything else, and followed by [`Broker::handle_restored`]. `unix_ms` is the wall time at
     /// `now`.
     pub fn restore(&mut self, now: Time, unix_ms: u64, part: DurableState) {
         let present = Present { now, unix_ms };
@@ -77,7 +77,6 @@ impl Broker {
         for key in keys {
             self.messages.release(key);
         }
-        route::say_restored(self);
     }
 
     fn insert_restored(&mut self, present: Present, message: &DurableMessage) -> MessageKey {

@@ -106,6 +106,7 @@ struct Spare {
 struct Ending {
     /// Shards whose full interest has come at the start.
     restored: ShardSet,
+    said_restored: bool,
     began: bool,
     first: ShardSet,
     said_second: bool,
@@ -742,16 +743,20 @@ fn say_end(broker: &mut Broker, step: u8) {
     }
 }
 
-/// All that the journal gave back is said to the others.
-pub(crate) fn say_restored(broker: &mut Broker) {
-    say_end(broker, RESTORED);
-}
-
 impl Broker {
-    /// Whether all shards know what each other wants, after [`Broker::restore`] was called on each:
-    /// only then may clients come (SHARDS.md I6).
+    /// What the journal gave back is safe where it is: the others may hear that it is all. Clients
+    /// may come when [`Broker::is_open`]. Idempotent.
+    pub fn handle_restored(&mut self) {
+        if !std::mem::replace(&mut self.routing.ending.said_restored, true) {
+            say_end(self, RESTORED);
+        }
+    }
+
+    /// Whether all shards know what each other wants, after [`Broker::handle_restored`] was called
+    /// on each: only then may clients come (SHARDS.md I6).
     pub fn is_open(&self) -> bool {
-        self.routing.ending.restored.len() == self.place.shards - 1
+        self.routing.ending.said_restored
+            && self.routing.ending.restored.len() == self.place.shards - 1
             && self.interest.is_applied_everywhere()
     }
 

@@ -23,9 +23,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use serde::Serialize;
 
+use crate::broker::Level;
 use crate::io::probe::{self, Selected};
 use crate::io::socket;
-use crate::shard::ShardStats;
+use crate::journal::record::Clocks;
+use crate::journal::{log, recover};
+use crate::shard::{Log, ShardStats};
 use crate::{broker, clock, limits};
 use affinity::Plan;
 use config::Config;
@@ -181,8 +184,9 @@ fn assemble(
         placement: data.placement(),
         seed,
     };
+    let recovered = recover(config, &data, plan.shards(), seed)?;
     let Running { shards, backend, features } =
-        threads::start(&plan, &common, None, listeners, &events_in)?;
+        threads::start(&plan, &common, recovered, listeners, &events_in)?;
 
     let ready =
         Ready { pid: std::process::id(), listeners: addresses, io: backend, shards: plan.shards() };
@@ -194,6 +198,58 @@ fn assemble(
     let stats_file = config.stats_file.clone();
     let control = Control { shards, events, stats_file, since };
     Ok(Server { ready, control, _data: data, _events: events_in })
+}
+
+/// What lasts of earlier runs, and the log that goes on behind it; None if nothing is to last.
+fn recover(
+    config: &Config,
+    data: &DataDir,
+    shards: usize,
+    seed: u64,
+) -> Result<Option<threads::Recovered>, StartError> {
+    let folder = data.path().join("journal");
+    if config.durability.highest() == Level::None {
+        if folder.exists() {
+            tracing::warn!(
+                path = %folder.display(),
+                "the journal of an earlier run is neither read nor written: durability is none"
+            );
+        }
+        return Ok(None);
+    }
+    let began = clock::now();
+    let options = log::Options {
+        folder: folder.clone(),
+        placement: data.placement().0,
+        segment_bytes_first: limits::JOURNAL_SEGMENT_BYTES_FIRST,
+        segment_bytes_max: limits::JOURNAL_SEGMENT_BYTES_MAX,
+    };
+    let recover::Recovered { state, log, report } = recover::open(options, seed)
+        .map_err(|error| StartError::new(format!("cannot recover: {error}")))?;
+    let now = clock::now();
+    let took = format!("{:?}", now.since(began));
+    tracing::info!(
+        path = %folder.display(),
+        took,
+        records = report.records,
+        sessions = state.sessions.len(),
+        messages = state.messages.len(),
+        retained = state.retained.len(),
+        quarantined = report.quarantined,
+        "recovered"
+    );
+    if let Some((file, offset)) = &report.torn {
+        tracing::warn!(file, offset, "the last commit was torn: nobody had been told of it");
+    }
+    for damage in &report.damage {
+        tracing::error!(damage, "the journal is damaged");
+    }
+    let unix_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(threads::Recovered {
+        log: Log::Disk(Box::new(log)),
+        parts: state.partition(data.placement(), shards),
+        clocks: Clocks { monotonic: now, unix_ms },
+    }))
 }
 
 fn with_doctor(why: &str) -> String {
@@ -274,7 +330,8 @@ fn broker_config(config: &Config, shards: usize) -> broker::Config {
         outbox_bytes_max: limits.outbox_bytes_max,
         memory_budget: limits.memory_budget / shards,
         connect_timeout: limits.connect_timeout,
-        ..broker::Config::default()
+        record_changes: config.durability.highest() > Level::None,
+        durability: config.durability.clone(),
     }
 }
 
@@ -304,7 +361,7 @@ fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descripto
         descriptors,
         "limits"
     );
-    tracing::info!(path = %config.data.display(), durability = "none", "data directory");
+    tracing::info!(path = %config.data.display(), durability = config.durability.highest().as_str(), "data directory");
     for address in &ready.listeners {
         tracing::info!(%address, "listening");
     }

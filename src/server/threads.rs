@@ -86,7 +86,7 @@ pub struct Recovered {
 impl Recovered {
     /// Each shard's share.
     fn share(self) -> impl Iterator<Item = (Journal, Clocks, Option<DurableState>)> {
-        let journals = [Journal::Host(Box::new(self.log))].into_iter();
+        let journals = [Journal::Host(self.log)].into_iter();
         let journals = journals.chain(std::iter::repeat_with(|| Journal::ToHost));
         journals.zip(self.parts).map(move |(journal, part)| (journal, self.clocks, Some(part)))
     }

@@ -16,6 +16,7 @@ use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::Backend;
 use crate::io::file::{FileDone, FileOp};
+use crate::journal::log;
 use crate::journal::record::{Batch, Clocks};
 use crate::limits::{BATCH_BYTES_KEPT, SHARDS_MAX};
 
@@ -31,14 +32,16 @@ pub enum Journal {
     /// To the shard that hosts the journal.
     ToHost,
     /// Here is that shard: those of all go into this.
-    Host(Box<Log>),
+    Host(Log),
 }
 
 /// What the host writes to.
 #[derive(Debug)]
 pub enum Log {
     /// Nothing lasts; a change is committed in the tick behind the one in which it came.
-    Memory(Memory),
+    Memory(Box<Memory>),
+    /// Segments on disk.
+    Disk(Box<log::Log>),
 }
 
 /// See [`Log::Memory`].
@@ -58,49 +61,64 @@ impl Log {
     fn append(&mut self, origin: ShardId, batch: &Batch) {
         match self {
             Self::Memory(memory) => memory.appended[origin.index()] = batch.last(),
+            Self::Disk(log) => log.append(origin, batch),
         }
     }
 
     /// Work that has come meanwhile is to be begun.
-    fn set_clocks(&mut self, _clocks: Clocks) {
+    fn set_clocks(&mut self, clocks: Clocks) {
         match self {
             Self::Memory(memory) => memory.committed = memory.appended,
+            Self::Disk(log) => log.set_clocks(clocks),
         }
     }
 
     fn committed(&self, origin: ShardId) -> u64 {
         match self {
             Self::Memory(memory) => memory.committed[origin.index()],
+            Self::Disk(log) => log.committed(origin),
         }
     }
 
     fn is_down(&self) -> bool {
         match self {
             Self::Memory(_) => false,
+            Self::Disk(log) => log.is_down(),
         }
     }
 
     fn is_idle(&self) -> bool {
         match self {
             Self::Memory(memory) => memory.committed == memory.appended,
+            Self::Disk(log) => log.is_idle(),
+        }
+    }
+
+    fn last_error(&self) -> Option<&str> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Disk(log) => log.last_error(),
         }
     }
 
     fn deadline(&self) -> Option<Time> {
         match self {
             Self::Memory(_) => (!self.is_idle()).then_some(Time::ZERO),
+            Self::Disk(log) => log.deadline(),
         }
     }
 
-    fn next_op(&self) -> Option<FileOp> {
+    fn next_op(&mut self) -> Option<FileOp> {
         match self {
             Self::Memory(_) => None,
+            Self::Disk(log) => log.next_op(),
         }
     }
 
-    fn handle_done(&self, _done: FileDone) {
+    fn handle_done(&mut self, done: FileDone) {
         match self {
             Self::Memory(_) => {}
+            Self::Disk(log) => log.handle_done(done),
         }
     }
 }
@@ -205,6 +223,11 @@ impl<B: Backend> Shard<B> {
                 while let Some(op) = log.next_op() {
                     self.backend.file(op);
                 }
+                // The last commit of the life before is written again: nobody knows whether it was
+                // synced. A disk that takes nothing is no reason not to serve.
+                if !self.is_open && (log.is_idle() || log.is_down()) {
+                    self.broker.handle_restored();
+                }
                 self.tell_commits();
             }
         }
@@ -218,6 +241,14 @@ impl<B: Backend> Shard<B> {
         };
         let is_down = log.is_down();
         let disk = (is_down != std::mem::replace(told_down, is_down)).then_some(is_down);
+        match disk {
+            Some(true) => tracing::error!(
+                error = log.last_error().unwrap_or("unknown"),
+                "the journal cannot be written: what would have to be stored is refused until it can"
+            ),
+            Some(false) => tracing::info!("the journal is written again"),
+            None => {}
+        }
         for peer in self.lanes.peers() {
             let parcel = self.lanes.to(peer);
             parcel.disk = disk.or(parcel.disk);

@@ -133,6 +133,9 @@ impl<B: Backend> Shard<B> {
         let opens_later = setup.restored.is_some();
         if let Some(part) = setup.restored {
             broker.restore(now, setup.clocks.unix_ms_of(now), part);
+            if !matches!(setup.journal, Journal::Host(_)) {
+                broker.handle_restored();
+            }
         }
         Self {
             id: setup.id,
@@ -186,6 +189,9 @@ impl<B: Backend> Shard<B> {
     pub fn start(&mut self, wakers: Vec<Waker>) -> io::Result<()> {
         assert_eq!(wakers.len(), self.shards, "invariant: one waker per shard");
         self.wakers = wakers;
+        if self.opens_later {
+            self.commit();
+        }
         let opens = !self.opens_later || self.broker.is_open();
         if opens { self.open() } else { Ok(()) }
     }
@@ -239,13 +245,13 @@ impl<B: Backend> Shard<B> {
         self.completions = completions;
         self.drain_control();
         self.drain_mesh();
-        if !self.is_open && self.stopping.is_none() && self.broker.is_open() {
-            self.open()?;
-        }
         self.expire();
         self.resume();
         let turn = self.advance_stop();
         self.flush();
+        if !self.is_open && self.stopping.is_none() && self.broker.is_open() {
+            self.open()?;
+        }
         Ok(turn)
     }
 

@@ -12,6 +12,8 @@
 
 pub mod backend;
 pub mod client;
+#[cfg(test)]
+mod crash;
 pub mod disk;
 pub mod faults;
 #[cfg(test)]

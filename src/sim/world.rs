@@ -158,7 +158,7 @@ impl World {
                     clock: network::now,
                     journal: match (self.config.record_changes, index) {
                         (false, _) => Journal::Nowhere,
-                        (true, 0) => Journal::Host(Box::new(Log::Memory(Memory::default()))),
+                        (true, 0) => Journal::Host(Log::Memory(Box::<Memory>::default())),
                         (true, _) => Journal::ToHost,
                     },
                     clocks: Clocks::default(),

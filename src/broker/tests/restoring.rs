@@ -50,6 +50,7 @@ fn world(shards: usize, state: DurableState) -> World {
     let now = world.now;
     for (broker, part) in world.brokers.iter_mut().zip(state.partition(World::KEY, shards)) {
         broker.restore(now, NOW_MS, part);
+        broker.handle_restored();
     }
     assert!(shards == 1 || !world.brokers[0].is_open(), "the others are to say what they want");
     world.settle();

@@ -108,7 +108,7 @@ mod tests {
             ("shards = 65", "n.toml:1:10: ", "64"),
             ("[limits]\n  connect_timeout = 10", "n.toml:2:21: ", "duration"),
             ("[limits]\nreceive_maximum = 0", "n.toml:2:19: ", "nonzero"),
-            ("[durability]\ndefault = \"power\"", "n.toml:2:11: ", "journal"),
+            ("[durability]\ndefault = \"disk\"", "n.toml:2:11: ", "none, process or power"),
             ("[[rule]]\nfilter = \"a/#/b\"", "n.toml:2:10: ", "topic filter"),
             ("shared_strategy = \"fair\"", "n.toml:1:19: ", "least-in-flight"),
             ("[[shared]]\ngroup = \"a\"", "n.toml:1:1: ", "missing field `strategy`"),

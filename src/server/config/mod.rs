@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::broker::strategy::{self, Strategies};
-use crate::broker::{QoS, Refer, Referral};
+use crate::broker::{Durability, Level, QoS, Refer, Referral};
 use crate::{io, limits};
 pub use file::suggest;
-use raw::{CapabilitySettings, Durability, LimitSettings, LogLevel, ReferralSettings, Settings};
+use raw::{CapabilitySettings, LimitSettings, LogLevel, ReferralSettings, Settings};
 use units::{ByteSize, CpuList, Span};
 
 /// The documented configuration file; its values are the defaults.
@@ -53,10 +53,8 @@ pub struct Config {
     pub capabilities: Capabilities,
     /// Another server, and when clients are sent there.
     pub referral: Option<Referral>,
-    /// What an acknowledgement promises where no rule says more.
+    /// What an acknowledgement promises: to all, by listener, by topic filter.
     pub durability: Durability,
-    /// What it promises by topic filter; the first that matches decides.
-    pub rules: Vec<Rule>,
 }
 
 /// One address to listen on.
@@ -64,15 +62,6 @@ pub struct Config {
 pub struct Listener {
     /// Its address; port 0 means any.
     pub address: SocketAddr,
-}
-
-/// Settings for the topics under a filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// The topics.
-    pub filter: String,
-    /// The promise there.
-    pub durability: Durability,
 }
 
 /// Bounds in their final units.
@@ -256,6 +245,7 @@ pub fn load(flags: Settings, path: Option<&Path>) -> Result<Config, ConfigError>
 pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
     Ok(Config {
         listeners: resolve_listeners(&settings)?,
+        durability: resolve_durability(&settings),
         shards: settings.shards.unwrap_or_default(),
         cpus: settings.cpus,
         io: settings.io.unwrap_or_default(),
@@ -275,16 +265,22 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
         },
         capabilities: resolve_capabilities(settings.capabilities),
         referral: resolve_referral(settings.referral)?,
-        durability: settings.durability.default.unwrap_or_default(),
-        rules: settings
-            .rule
-            .into_iter()
-            .map(|rule| Rule {
-                filter: rule.filter.0,
-                durability: rule.durability.unwrap_or_default(),
-            })
-            .collect(),
     })
+}
+
+fn resolve_durability(settings: &Settings) -> Durability {
+    // Those that flags name come first, and have the default.
+    let mut listeners = vec![None; settings.listen.len()];
+    listeners.extend(settings.listener.iter().map(|listener| listener.durability));
+    while listeners.pop_if(|level| level.is_none()).is_some() {}
+    let topics = settings.rule.iter();
+    Durability {
+        default: settings.durability.default.unwrap_or(Level::None),
+        listeners,
+        topics: topics
+            .filter_map(|rule| Some((rule.filter.0.as_str().into(), rule.durability?)))
+            .collect(),
+    }
 }
 
 fn resolve_listeners(settings: &Settings) -> Result<Vec<Listener>, ConfigError> {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use super::units::{ByteSize, CpuList, Span, deserialize_from_text};
 use super::{LogFormat, ShardCount};
 use crate::broker::strategy::Strategy;
-use crate::broker::{QoS, Refer};
+use crate::broker::{Level, QoS, Refer};
 use crate::io;
 
 /// Everything that can be set. `None` means: not set by this source.
@@ -71,7 +71,7 @@ pub struct Settings {
     #[command(flatten)]
     pub referral: ReferralSettings,
     /// `[durability]`
-    #[arg(skip)]
+    #[command(flatten)]
     pub durability: DurabilitySettings,
     /// `[[rule]]`: settings for the topics under a filter.
     #[arg(skip)]
@@ -84,6 +84,8 @@ pub struct Settings {
 pub struct RawListener {
     /// Where to listen.
     pub address: ListenAddress,
+    /// What an acknowledgement promises to who comes through it, where no rule says it.
+    pub durability: Option<Level>,
 }
 
 /// What is logged, and how.
@@ -204,11 +206,15 @@ pub struct ReferralSettings {
 }
 
 /// `[durability]`: what an acknowledgement promises.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[command(next_help_heading = "Durability")]
 pub struct DurabilitySettings {
-    /// For every topic without a rule of its own.
-    pub default: Option<Durability>,
+    /// What sessions that outlive their connection, their messages and retained messages survive
+    /// once they are acknowledged: none (a restart loses them), process (kill -9) or power (a power
+    /// cut) [default: none]
+    #[arg(long = "durability", value_name = "LEVEL", env = "NOCTULE_DURABILITY")]
+    pub default: Option<Level>,
 }
 
 /// One `[[rule]]`.
@@ -218,7 +224,7 @@ pub struct RuleSettings {
     /// The topics it is for.
     pub filter: RuleFilter,
     /// What an acknowledgement promises there.
-    pub durability: Option<Durability>,
+    pub durability: Option<Level>,
 }
 
 /// One `[[shared]]`.
@@ -426,26 +432,14 @@ impl FromStr for Refer {
     }
 }
 
-/// What is promised once a message is acknowledged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// It is in memory.
-    #[default]
-    None,
-}
-
-impl FromStr for Durability {
+impl FromStr for Level {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "none" => Ok(Self::None),
-            "process" | "power" => Err(format!(
-                "durability \"{text}\" needs the journal, which this version does not have yet; \
-                 only \"none\" is accepted: a restart loses sessions and retained messages"
-            )),
-            _ => Err(format!("\"{text}\" is not a durability; only \"none\" is accepted for now")),
-        }
+        [Self::None, Self::Process, Self::Power]
+            .into_iter()
+            .find(|level| level.as_str() == text)
+            .ok_or_else(|| format!("\"{text}\" is not a durability; write none, process or power"))
     }
 }
 
@@ -474,7 +468,7 @@ impl FromStr for RuleFilter {
 deserialize_from_text!(
     ListenAddress,
     LogLevel,
-    Durability,
+    Level,
     RuleFilter,
     Strategy,
     MaximumQos,

@@ -66,7 +66,8 @@ fn the_help_says_the_defaults() {
                 .or(within("log", key))
                 .or(within("limits", key))
                 .or(within("capabilities", key))
-                .or(within("referral", key)),
+                .or(within("referral", key))
+                .or(within("durability", key)),
         };
         let help = arg.get_help().expect("every flag has a help text").to_string();
         let default = help.split_once("[default: ").map(|(_, default)| default);
@@ -204,11 +205,20 @@ fn one_address_is_one_listener() {
 }
 
 #[test]
-fn only_the_durability_that_is_kept_is_accepted() {
-    let text =
-        "[durability]\ndefault = \"none\"\n[[rule]]\nfilter = \"a/#\"\ndurability = \"none\"\n";
-    let config = resolve(from_toml(text)).expect("holds");
-    assert_eq!(config.rules, [Rule { filter: "a/#".to_owned(), durability: Durability::None }]);
+fn durability_of_all_of_listeners_and_of_topics() {
+    use crate::broker::Level;
+    assert_eq!(resolve(from_toml("")).expect("holds").durability.default, Level::None);
+    let text = "[durability]\ndefault = \"process\"\n\
+                [[listener]]\naddress = \"1\"\n\
+                [[listener]]\naddress = \"2\"\ndurability = \"none\"\n\
+                [[rule]]\nfilter = \"a/#\"\ndurability = \"power\"\n";
+    let durability = resolve(from_toml(text)).expect("holds").durability;
+    assert_eq!(durability.default, Level::Process);
+    assert_eq!(durability.listeners, [None, Some(Level::None)]);
+    assert_eq!(durability.topics, [("a/#".into(), Level::Power)]);
+    let flags = from_flags(&["--durability", "none", "--listen", "3"]);
+    let durability = resolve(flags.or(from_toml(text))).expect("holds").durability;
+    assert_eq!((durability.default, durability.listeners), (Level::None, vec![]));
 }
 
 #[test]

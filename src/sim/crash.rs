@@ -1,0 +1,587 @@
+//! Crashes anywhere: `models/journal_fold.py` again, with the real broker, log, fold and recovery.
+//!
+//! A few brokers, one per shard, on one thread. FIFO lanes lead from each to each; the seed decides
+//! which of them moves, when the log writes, when the disk is done, and when the process is killed
+//! or the power cut. After each crash there are as many shards as the seed says. P1 publishes at QoS
+//! 1 and P2 at QoS 2; S1 and S2 have sessions that last, and subscribe at QoS 2, S2 during the run.
+//! Clients keep their side of MQTT through lost connections and crashes.
+//!
+//! What was acknowledged arrives, at QoS 2 once and in order, and when all is quiet nobody waits and
+//! the journal owes nothing (SHARDS.md J1 to J7).
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::Duration;
+
+use super::disk::Disk;
+use super::random::Random;
+use crate::broker::{Accepted, Batch, Broker, Config, Disconnection, Frame, Step};
+use crate::clock::Time;
+use crate::codec::mqtt::{
+    Ack, Connect, ConnectProperties, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode,
+    Side, Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions, UserProperties,
+    Version, decode, frame_len,
+};
+use crate::ids::{ConnId, PlacementKey, ShardId};
+use crate::journal::log::{Log, Options};
+use crate::journal::record::{Batch as Changes, Clocks};
+use crate::journal::recover::{Recovered, recover};
+use crate::journal::scan::Store;
+use crate::journal::segment;
+
+const FOLDER: &str = "/journal";
+const TOPIC: &str = "t";
+/// Messages of each publisher.
+const MESSAGES: u32 = 6;
+/// Unacknowledged ones.
+const WINDOW: usize = 2;
+/// Runs, each under a seed of its own.
+const SEEDS: u64 = 150;
+/// Steps with faults.
+const STEPS: u32 = 1500;
+/// Wall time of the run's beginning.
+const UNIX_MS: u64 = 1_000_000_000_000;
+
+struct Folder<'a>(&'a Disk);
+
+impl Store for Folder<'_> {
+    fn list(&self) -> io::Result<Vec<(u32, u64)>> {
+        let number =
+            |(path, bytes): (&Path, &[u8])| Some((segment::number_of(path)?, bytes.len() as u64));
+        Ok(self.0.files().filter_map(number).collect())
+    }
+
+    fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        let path = segment::path(Path::new(FOLDER), file);
+        let (_, bytes) = self.0.files().find(|(p, _)| *p == path).ok_or(io::ErrorKind::NotFound)?;
+        into.clear();
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        into.extend_from_slice(&rest[..rest.len().min(len)]);
+        Ok(())
+    }
+
+    fn name(&self, file: u32) -> String {
+        format!("{file}")
+    }
+}
+
+/// What one shard says to another, in its order.
+enum Said {
+    Entries(Batch),
+    Changes(Changes),
+    Committed(u64),
+}
+
+/// A client's connection.
+struct Wire {
+    shard: usize,
+    conn: ConnId,
+    to_broker: VecDeque<Vec<u8>>,
+    to_client: Vec<u8>,
+    /// The broker parses no further for now.
+    held: bool,
+}
+
+struct Client {
+    name: &'static str,
+    /// Of a publisher; None of a subscriber.
+    qos: Option<QoS>,
+    wire: Option<Wire>,
+    /// CONNACK has come.
+    online: bool,
+    next: u32,
+    /// A publisher's: packet id, payload, released; in order.
+    out: Vec<(u16, String, bool)>,
+    subscribed: bool,
+    /// A subscriber's QoS 2 packet ids.
+    held: BTreeSet<u16>,
+    got: Vec<String>,
+    due: BTreeSet<String>,
+}
+
+struct World {
+    random: Random,
+    disk: Disk,
+    log: Log,
+    brokers: Vec<Broker>,
+    /// Of `from`, to `to`: `lanes[from][to]`.
+    lanes: Vec<Vec<VecDeque<Said>>>,
+    told: Vec<u64>,
+    clients: Vec<Client>,
+    now: Time,
+    connections: u32,
+    crashes: u32,
+    is_open: bool,
+}
+
+fn options() -> Options {
+    Options {
+        folder: FOLDER.into(),
+        placement: KEY.0,
+        segment_bytes_first: 32 * 1024,
+        segment_bytes_max: 64 * 1024,
+    }
+}
+
+const KEY: PlacementKey = PlacementKey(77);
+
+fn client(name: &'static str, qos: Option<QoS>) -> Client {
+    Client {
+        name,
+        qos,
+        wire: None,
+        online: false,
+        next: 1,
+        out: Vec::new(),
+        subscribed: false,
+        held: BTreeSet::new(),
+        got: Vec::new(),
+        due: BTreeSet::new(),
+    }
+}
+
+fn id(n: u16) -> PacketId {
+    PacketId::new(n).expect("not zero")
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let disk = Disk::new(seed);
+        let Recovered { log, .. } =
+            recover(&Folder(&disk), options(), seed).expect("an empty disk");
+        let mut world = Self {
+            random: Random::new(seed, 1),
+            disk,
+            log,
+            brokers: Vec::new(),
+            lanes: Vec::new(),
+            told: Vec::new(),
+            clients: vec![
+                client("P1", Some(QoS::AtLeastOnce)),
+                client("P2", Some(QoS::ExactlyOnce)),
+                client("S1", None),
+                client("S2", None),
+            ],
+            now: Time::ZERO.plus_secs(1000),
+            connections: 0,
+            crashes: 0,
+            is_open: false,
+        };
+        world.start();
+        world
+    }
+
+    fn clocks(&self) -> Clocks {
+        let start = Clocks { monotonic: Time::ZERO.plus_secs(1000), unix_ms: UNIX_MS };
+        Clocks { monotonic: self.now, unix_ms: start.unix_ms_of(self.now) }
+    }
+
+    /// The process begins: whatever the disk has, on so many shards.
+    fn start(&mut self) {
+        let shards = self.random.pick(&[1, 2, 3, 4]);
+        let seed = self.random.number();
+        let Recovered { state, log, .. } =
+            recover(&Folder(&self.disk), options(), seed).expect("a disk that can be read");
+        self.log = log;
+        let config = Config { record_changes: true, in_flight_max: 2, ..Config::default() };
+        let broker = |i| Broker::new(config.clone(), ShardId::new(i), shards, KEY, seed + i as u64);
+        self.brokers = (0..shards).map(broker).collect();
+        let (now, unix_ms) = (self.now, self.clocks().unix_ms);
+        for (broker, part) in self.brokers.iter_mut().zip(state.partition(KEY, shards)) {
+            broker.restore(now, unix_ms, part);
+            broker.handle_restored();
+        }
+        let lane = || (0..shards).map(|_| VecDeque::new()).collect();
+        self.lanes = (0..shards).map(|_| lane()).collect();
+        self.told = vec![0; shards];
+        self.is_open = false;
+    }
+
+    fn crash(&mut self) {
+        self.crashes += 1;
+        match self.random.chance(500) {
+            true => self.disk.kill(),
+            false => self.disk.cut_power(),
+        }
+        for client in &mut self.clients {
+            client.wire = None;
+            client.online = false;
+        }
+        self.start();
+    }
+
+    /// The end of a shard's tick: what the broker has said goes on its way.
+    fn tick(&mut self, shard: usize) -> bool {
+        let clocks = self.clocks();
+        let now = self.now;
+        let broker = &mut self.brokers[shard];
+        if self.is_open {
+            broker.handle_timeouts(now);
+        }
+        let mut moved = false;
+        if !broker.out.changes.is_empty() {
+            let mut batch = Changes::default();
+            for change in broker.out.changes.drain(..) {
+                batch.push(ShardId::new(shard), change.number, &change.record, clocks);
+            }
+            batch.sync = true;
+            self.lanes[shard][0].push_back(Said::Changes(batch));
+            moved = true;
+        }
+        for to in 0..self.brokers.len() {
+            let batch = std::mem::take(&mut self.brokers[shard].out.batches[to]);
+            if !batch.is_empty() {
+                self.lanes[shard][to].push_back(Said::Entries(batch));
+                moved = true;
+            }
+        }
+        let broker = &mut self.brokers[shard];
+        broker.handle_flushed(now);
+        broker.out.dirty.conns.clear();
+        let resumed = std::mem::take(&mut broker.out.resume);
+        let closed = std::mem::take(&mut broker.out.close);
+        for client in &mut self.clients {
+            let Some(wire) = client.wire.as_mut().filter(|wire| wire.shard == shard) else {
+                continue;
+            };
+            let outbox = broker.outbox(wire.conn);
+            let sent = outbox.len();
+            wire.to_client.extend(outbox.slices_from(0).flatten());
+            outbox.clear();
+            if sent > 0 {
+                broker.handle_sent(now, wire.conn, sent);
+                moved = true;
+            }
+            if resumed.contains(&wire.conn) {
+                wire.held = false;
+                moved = true;
+            }
+            if closed.contains(&wire.conn) {
+                broker.handle_closed(now, wire.conn, Disconnection::Closed);
+                client.wire = None;
+                client.online = false;
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn take_lane(&mut self, from: usize, to: usize) -> bool {
+        let Some(said) = self.lanes[from][to].pop_front() else { return false };
+        match said {
+            Said::Entries(batch) => {
+                self.brokers[to].handle_entries(self.now, ShardId::new(from), &batch);
+            }
+            Said::Changes(batch) => self.log.append(ShardId::new(from), &batch),
+            Said::Committed(through) => self.brokers[to].handle_committed(self.now, through),
+        }
+        true
+    }
+
+    fn write(&mut self) -> bool {
+        self.log.set_clocks(self.clocks());
+        match self.log.next_op() {
+            Some(op) => self.disk.submit(0, op),
+            None => return false,
+        }
+        true
+    }
+
+    fn finish_write(&mut self) -> bool {
+        let Some(done) = self.disk.finish_one(0) else { return false };
+        self.log.set_clocks(self.clocks());
+        self.log.handle_done(done);
+        for shard in 0..self.brokers.len() {
+            let committed = self.log.committed(ShardId::new(shard));
+            if committed > self.told[shard] {
+                self.told[shard] = committed;
+                self.lanes[0][shard].push_back(Said::Committed(committed));
+            }
+        }
+        true
+    }
+
+    fn connect(&mut self, index: usize) -> bool {
+        let is_open = self.brokers.iter().all(Broker::is_open);
+        self.is_open |= is_open && self.log.is_idle();
+        if !self.is_open || self.clients[index].wire.is_some() {
+            return false;
+        }
+        let name = self.clients[index].name;
+        let shard = KEY.home_of(name, self.brokers.len()).index();
+        self.connections += 1;
+        let conn = ConnId { index: self.connections, generation: 1 };
+        let accepted = Accepted { at: self.now, listener: 0, peer: None };
+        self.brokers[shard].handle_open(self.now, conn, accepted);
+        let properties = ConnectProperties {
+            session_expiry_interval: Some(100_000),
+            ..ConnectProperties::default()
+        };
+        let connect = Connect {
+            version: Version::V5,
+            bridge: false,
+            clean_start: false,
+            keep_alive: 0,
+            client_id: name,
+            user_name: None,
+            password: None,
+            will: None,
+            properties,
+        };
+        let (to_broker, to_client) = (VecDeque::new(), Vec::new());
+        let client = &mut self.clients[index];
+        client.wire = Some(Wire { shard, conn, to_broker, to_client, held: false });
+        client.say(&Packet::Connect(connect));
+        true
+    }
+
+    fn cut(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        client.online = false;
+        if let Some(wire) = client.wire.take() {
+            self.brokers[wire.shard].handle_closed(self.now, wire.conn, Disconnection::Error);
+        }
+    }
+
+    /// The broker takes one packet of a client.
+    fn hear(&mut self, index: usize) -> bool {
+        let Some(wire) = self.clients[index].wire.as_mut().filter(|wire| !wire.held) else {
+            return false;
+        };
+        let Some(frame) = wire.to_broker.pop_front() else { return false };
+        let broker = &mut self.brokers[wire.shard];
+        let version = broker.version_of(wire.conn);
+        let packet = decode(&frame, version, Side::Server).expect("clients send packets");
+        let whole = Frame { bytes: &frame, shared: None };
+        match broker.handle_packet(self.now, wire.conn, &packet, whole) {
+            Step::Next | Step::Close => {}
+            Step::Pause => wire.held = true,
+            Step::Wait => {
+                wire.held = true;
+                wire.to_broker.push_front(frame);
+            }
+        }
+        true
+    }
+
+    /// A client takes one packet of the broker.
+    fn answer(&mut self, index: usize) -> bool {
+        let client = &mut self.clients[index];
+        let Some(wire) = &mut client.wire else { return false };
+        let Ok(Some(len)) = frame_len(&wire.to_client) else { return false };
+        let frame: Vec<u8> = wire.to_client.drain(..len).collect();
+        let packet = decode(&frame, Some(Version::V5), Side::Client).expect("brokers, too");
+        client.on_packet(&packet);
+        true
+    }
+
+    fn publish(&mut self, index: usize) -> bool {
+        let client = &mut self.clients[index];
+        let Some(qos) = client.qos else { return false };
+        if !client.online || client.out.len() >= WINDOW || client.next > MESSAGES {
+            return false;
+        }
+        let used: Vec<u16> = client.out.iter().map(|(n, _, _)| *n).collect();
+        let n = (1..).find(|n| !used.contains(n)).expect("there are more");
+        let payload = format!("{} {}", client.name, client.next);
+        client.next += 1;
+        client.out.push((n, payload.clone(), false));
+        client.say(&to_publish(qos, n, &payload, false));
+        for subscriber in self.clients.iter_mut().filter(|client| client.subscribed) {
+            subscriber.due.insert(payload.clone());
+        }
+        true
+    }
+
+    /// One thing that can happen, if it can.
+    fn step(&mut self, what: u64) -> bool {
+        let shards = self.brokers.len();
+        let (one, other) = (self.random.index(shards), self.random.index(shards));
+        let client = self.random.index(self.clients.len());
+        match what {
+            0 => self.tick(one),
+            1 | 2 => self.take_lane(one, other),
+            3 => self.write(),
+            4 => self.finish_write(),
+            5 => self.connect(client),
+            6 => self.hear(client),
+            7 => self.answer(client),
+            _ => self.publish(client),
+        }
+    }
+
+    /// Everything that can happen, until nothing does.
+    fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..100_000 {
+            self.now = self.now + Duration::from_millis(1);
+            let mut moved = false;
+            for one in 0..self.brokers.len() {
+                moved |= self.tick(one);
+                for other in 0..self.brokers.len() {
+                    moved |= self.take_lane(one, other);
+                }
+            }
+            while self.write() {
+                moved = true;
+            }
+            moved |= self.finish_write();
+            for client in 0..self.clients.len() {
+                moved |= self.connect(client) | self.hear(client) | self.answer(client);
+                moved |= self.publish(client);
+            }
+            quiet = if moved { 0 } else { quiet + 1 };
+            if quiet > 20 {
+                return;
+            }
+        }
+        panic!("it never becomes quiet");
+    }
+
+    fn run(mut self) -> u32 {
+        let eager: Vec<u32> = (0..9).map(|_| self.random.pick(&[50, 300, 1000])).collect();
+        for _ in 0..STEPS {
+            self.now = self.now + Duration::from_micros(self.random.between(1, 500));
+            if self.random.chance(3) {
+                self.crash();
+            }
+            if self.random.chance(5) {
+                let client = self.random.index(self.clients.len());
+                self.cut(client);
+            }
+            let what = self.random.below(9);
+            if self.random.chance(eager[what as usize]) {
+                self.step(what);
+            }
+        }
+        self.settle();
+        self.check();
+        // What is left in the journal is what is owed: nothing.
+        self.crash();
+        for broker in &self.brokers {
+            assert_eq!(broker.message_bytes(), 0, "the journal owes something when all is done");
+        }
+        self.settle();
+        self.check();
+        self.crashes
+    }
+
+    fn check(&self) {
+        for client in &self.clients {
+            assert!(client.out.is_empty(), "{} is not answered: {:?}", client.name, client.out);
+            let got: BTreeSet<String> = client.got.iter().cloned().collect();
+            let lost: Vec<_> = client.due.difference(&got).collect();
+            assert!(lost.is_empty(), "{} lost {lost:?} of {:?}", client.name, client.got);
+            let exact: Vec<_> = client.got.iter().filter(|p| p.starts_with("P2")).collect();
+            assert!(exact.is_sorted(), "{}: disorder {exact:?}", client.name);
+            assert!(
+                exact.windows(2).all(|two| two[0] != two[1]),
+                "{}: twice {exact:?}",
+                client.name
+            );
+        }
+    }
+}
+
+fn to_publish(qos: QoS, n: u16, payload: &str, dup: bool) -> Packet<'_> {
+    Packet::Publish(Publish {
+        dup,
+        qos,
+        retain: false,
+        topic: TOPIC,
+        packet_id: Some(id(n)),
+        properties: PublishProperties::default(),
+        payload: payload.as_bytes(),
+    })
+}
+
+impl Client {
+    fn say(&mut self, packet: &Packet<'_>) {
+        let Some(wire) = &mut self.wire else { return };
+        let mut bytes = Vec::new();
+        packet.encode(Version::V5, &mut bytes);
+        wire.to_broker.push_back(bytes);
+    }
+
+    fn on_packet(&mut self, packet: &Packet<'_>) {
+        let done = |ack: &Ack<'_>| Ack::new(ack.packet_id, ReasonCode::SUCCESS);
+        match packet {
+            Packet::ConnAck(connack) => {
+                assert_eq!(connack.reason, ReasonCode::SUCCESS);
+                self.online = true;
+                self.begin(connack.session_present);
+            }
+            Packet::SubAck(_) => self.subscribed = true,
+            Packet::PubAck(ack) => self.out.retain(|(n, _, _)| *n != ack.packet_id.get()),
+            Packet::PubRec(ack) => {
+                assert!(!ack.reason.is_error(), "{}: {ack:?}", self.name);
+                for out in self.out.iter_mut().filter(|out| out.0 == ack.packet_id.get()) {
+                    out.2 = true;
+                }
+                self.say(&Packet::PubRel(done(ack)));
+            }
+            Packet::PubComp(ack) => {
+                self.out.retain(|(n, _, released)| !(*released && *n == ack.packet_id.get()));
+            }
+            Packet::PubRel(ack) => {
+                self.held.remove(&ack.packet_id.get());
+                self.say(&Packet::PubComp(done(ack)));
+            }
+            Packet::Publish(publish) => {
+                let payload = String::from_utf8_lossy(publish.payload).into_owned();
+                let packet_id = publish.packet_id.expect("QoS 1 and 2 have one");
+                let ack = Ack::new(packet_id, ReasonCode::SUCCESS);
+                if publish.qos == QoS::AtLeastOnce {
+                    self.got.push(payload);
+                    return self.say(&Packet::PubAck(ack));
+                }
+                if self.held.insert(packet_id.get()) {
+                    self.got.push(payload);
+                }
+                self.say(&Packet::PubRec(ack));
+            }
+            other => panic!("{}: {other:?}", self.name),
+        }
+    }
+
+    /// A connection is there: everything unfinished again, in its order.
+    fn begin(&mut self, session_present: bool) {
+        if let Some(qos) = self.qos {
+            for (n, payload, released) in self.out.clone() {
+                match released {
+                    true => self.say(&Packet::PubRel(Ack::new(id(n), ReasonCode::SUCCESS))),
+                    false => self.say(&to_publish(qos, n, &payload, true)),
+                }
+            }
+            return;
+        }
+        assert!(session_present || !self.subscribed, "{} has lost its session", self.name);
+        if !self.subscribed {
+            let options = SubscriptionOptions::new(QoS::ExactlyOnce);
+            let filters = [SubscribeFilter { filter: TOPIC, options }];
+            let subscribe = Subscribe {
+                packet_id: id(1),
+                subscription_id: None,
+                user_properties: UserProperties::default(),
+                filters: SubscribeFilters::new(&filters),
+            };
+            self.say(&Packet::Subscribe(subscribe));
+        }
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_and_nothing_comes_twice() {
+    let mut crashes = 0;
+    for seed in 0..SEEDS {
+        let run = || World::new(seed).run();
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(count) => crashes += u64::from(count),
+            Err(_) => panic!("seed {seed} fails as said above"),
+        }
+    }
+    assert!(crashes >= SEEDS, "{crashes}");
+}
