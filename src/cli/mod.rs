@@ -7,6 +7,7 @@ mod connect;
 mod connection;
 mod doctor;
 mod format;
+mod journal;
 mod message;
 mod properties;
 mod pub_;
@@ -52,6 +53,8 @@ enum Command {
     Compare(compare::Flags),
     /// Run the broker in a simulated world, and check all that its clients see
     Sim(sim::Flags),
+    /// Look into the journal of a broker, or check that it is whole
+    Journal(journal::Flags),
     /// Try what the broker needs of this machine, and say what to do about the rest
     Doctor(doctor::Flags),
 }
@@ -64,6 +67,7 @@ pub fn run() -> ExitCode {
         Some(Command::Doctor(flags)) => doctor::run(&flags),
         Some(Command::Bench(flags)) => bench::run(*flags),
         Some(Command::Compare(flags)) => compare::run(&flags),
+        Some(Command::Journal(flags)) => journal::run(&flags),
         Some(Command::Sim(flags)) => sim::run(flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),
