@@ -460,6 +460,10 @@ impl Broker {
         }
         if let (Some((id, conn)), Some(queued)) = (online(conns, conn), &exchange.queued) {
             let stored = messages.get(queued.message);
+            if stored.is_expired(now) {
+                stats.dropped_expired += 1;
+                return self.finish_exchange(now, key, index);
+            }
             let mut delivery = to_delivery(now, stored, queued, packet_id, false);
             let Some(naming) = choose_stored(conn, stored, &mut delivery) else {
                 // The connection is another one by now, and takes less.
@@ -522,6 +526,11 @@ impl Broker {
             let Some(queued) = &exchange.queued else { return Pumped::Sent };
             let stored = messages.get(queued.message);
             let dup = exchange.was_sent;
+            if !dup && stored.is_expired(now) {
+                // It has a packet id, and never left [MQTT-3.3.2-5].
+                stats.dropped_expired += 1;
+                return Pumped::Unsent(index);
+            }
             // By its name: what this connection knows of aliases says nothing of an earlier one.
             let delivery = to_delivery(now, stored, queued, packet_id, dup);
             if !fits(conn, &delivery) {

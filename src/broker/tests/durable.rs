@@ -409,3 +409,41 @@ fn a_will_is_settled_once() {
     world.cut(client);
     assert_eq!(settled(&world), 1, "nobody wanted it, and it is over");
 }
+
+/// [MQTT-3.3.2-5]: a message that has its packet id and has never left expires like any other,
+/// whether its connection is gone or its commit comes late.
+#[test]
+fn what_never_left_expires() {
+    for is_cut in [true, false] {
+        let mut world = recording(1);
+        let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+        world.subscribe(subscriber, "a", QoS::ExactlyOnce);
+        let (publisher, _) = world.join(&hello(Version::V5, "p"));
+        world.commits = false;
+        let mut message = publish("a", b"1", QoS::ExactlyOnce, 1);
+        message.properties.message_expiry_interval = Some(5);
+        world.send(publisher, &Packet::Publish(message));
+        // It is committed and forwarded, and its packet id is not.
+        let through = std::mem::take(&mut world.uncommitted[0]);
+        let now = world.now;
+        world.brokers[0].handle_committed(now, through);
+        world.settle();
+        assert!(world.uncommitted[0] > 0, "there is a packet id to commit");
+        if is_cut {
+            world.cut(subscriber);
+            commit(&mut world);
+            world.advance(6);
+        } else {
+            world.advance(6);
+            commit(&mut world);
+        }
+        world.commits = true;
+        assert!(world.take_payloads(subscriber).is_empty());
+        let (again, is_present) = world.join(&stay(Version::V5, "s"));
+        assert!(is_present && world.take_payloads(again).is_empty());
+        assert_eq!(world.brokers[0].stats.dropped_expired, 1);
+        // Its packet id is free, and what is still in time arrives.
+        world.publish(publisher, "a", "2", QoS::ExactlyOnce, 2);
+        assert_eq!(world.take_payloads(again), ["2"]);
+    }
+}
