@@ -11,13 +11,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::faults::Kind;
+use super::judge::judge_end;
+use super::login;
 use super::network::{Network, Read, now};
 use super::oracle::{Arrival, Oracle};
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    Ack, ConnAck, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, Side, SubAck,
-    Version, decode, frame_len,
+    Ack, Auth, ConnAck, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, Side,
+    SubAck, Version, decode, frame_len,
 };
+
+/// What the broker gives an authentication, but for the time that packets are under way.
+const LOGIN_TIME: Duration = Duration::from_secs(5);
 
 /// What a client has asked for.
 #[derive(Clone, Debug)]
@@ -76,6 +81,8 @@ pub struct Asked {
     pub keep_alive: u16,
     /// Aliases that the broker may use.
     pub alias_max: u16,
+    /// Enhanced authentication, in so many steps.
+    pub login: Option<u8>,
 }
 
 /// One client. See the [module](self).
@@ -127,6 +134,16 @@ pub struct Client {
     late_cleans: Vec<usize>,
     /// The session may end while its client is away.
     is_short: bool,
+    /// It has sent something behind CONNECT, and CONNACK has not come.
+    is_early: bool,
+    /// The last number in the order of what was sent before this connection.
+    begun: u64,
+    /// An authentication is under way.
+    logs_in: bool,
+    /// Since when.
+    login_since: Time,
+    /// One of those that are there while the world is rough, and keep no session.
+    pub is_stranger: bool,
     /// When the present life of the session was asked for.
     session_since: Time,
     /// The broker was restarted; a 3.1 client cannot know.
@@ -161,7 +178,8 @@ impl Client {
             aliases: BTreeMap::new(),
             names: BTreeMap::new(),
             alias_max: 0,
-            receive_max: u16::MAX,
+            // Until it is told.
+            receive_max: 1,
             deaf_until: Time::ZERO,
             away_until: Time::ZERO,
             last_sent: Time::ZERO,
@@ -169,6 +187,11 @@ impl Client {
             is_unsure: false,
             late_cleans: Vec::new(),
             is_short: false,
+            is_early: false,
+            begun: 0,
+            logs_in: false,
+            login_since: Time::ZERO,
+            is_stranger: false,
             session_since: Time::ZERO,
             lost: false,
             held: BTreeMap::new(),
@@ -235,6 +258,7 @@ impl Client {
     /// Whether nothing is asked, answered or on its way.
     pub fn is_quiet(&self) -> bool {
         self.stage == Stage::Online
+            && !self.logs_in
             && self.exchanges.is_empty()
             && self.answers.is_empty()
             && self.outbox.is_empty()
@@ -271,6 +295,11 @@ impl Client {
         self.answers.clear();
         self.unacknowledged.clear();
         self.ping_sent = false;
+        self.alias_max = 0;
+        self.is_early = false;
+        self.begun = self.orders;
+        self.logs_in = asked.login.is_some();
+        self.login_since = now();
         self.link = Some(link);
         self.stage = Stage::Connecting;
         self.asked = asked;
@@ -286,6 +315,71 @@ impl Client {
         self.is_short |= (1..1_000_000).contains(&asked.expiry_secs);
         self.outbox.extend_from_slice(connect);
         self.push(network);
+    }
+
+    /// Whether it may send something before CONNACK: not in front of what it has to send again.
+    pub fn may_be_early(&self) -> bool {
+        self.stage == Stage::Connecting && !self.logs_in && self.exchanges.is_empty()
+    }
+
+    /// It is about to.
+    pub fn set_early(&mut self) {
+        self.is_early = true;
+    }
+
+    /// It asks for a session that lasts so long, from DISCONNECT on.
+    pub fn change_expiry(&mut self, expiry_secs: u32) {
+        self.is_short |= expiry_secs < 1_000_000;
+    }
+
+    /// Authenticates again, in so many steps.
+    pub fn log_in_again(&mut self, network: &mut Network, steps: u8) {
+        if self.asked.login.is_some() && !std::mem::replace(&mut self.logs_in, true) {
+            self.login_since = now();
+            self.say(network, ReasonCode::RE_AUTHENTICATE, &[steps]);
+        }
+    }
+
+    /// Whether an authentication takes longer than it may.
+    pub fn is_late_login(&self) -> bool {
+        self.logs_in && now().since(self.login_since) >= LOGIN_TIME
+    }
+
+    fn say(&mut self, network: &mut Network, reason: ReasonCode, data: &[u8]) {
+        let auth = Auth {
+            reason,
+            authentication_method: Some(login::NAME),
+            authentication_data: Some(data),
+            ..Auth::default()
+        };
+        self.send(network, &Packet::Auth(auth));
+    }
+
+    fn on_auth(&mut self, network: &mut Network, oracle: &mut Oracle, auth: &Auth<'_>) {
+        let data = auth.authentication_data.unwrap_or_default();
+        let is_last = auth.reason == ReasonCode::SUCCESS;
+        let fits = auth.authentication_method == Some(login::NAME)
+            && (data == login::DONE || data.len() == 1)
+            && is_last == (data == login::DONE)
+            && !(is_last && self.stage == Stage::Connecting);
+        if !self.logs_in || !fits {
+            return oracle.fail("auth", format!("client {}: {auth:?}", self.index));
+        }
+        self.logs_in = !is_last;
+        if !is_last {
+            self.say(network, ReasonCode::CONTINUE_AUTHENTICATION, data);
+        }
+    }
+
+    /// The session is gone, and what belonged to it, but for what this connection has asked for.
+    fn forget_earlier(&mut self) {
+        let begun = self.begun;
+        self.exchanges.retain(|_, exchange| match exchange {
+            Exchange::Publish { order, .. } => *order > begun,
+            _ => true,
+        });
+        self.received.clear();
+        self.held.clear();
     }
 
     /// The session is gone, and what belonged to it.
@@ -320,8 +414,10 @@ impl Client {
     }
 
     fn note_late_clean(&mut self, link: usize) {
-        // So may one after which the session lasts for some seconds only, or whose did.
-        if self.stage == Stage::Connecting && (self.asked.clean || self.is_short) {
+        // So may one after which the session lasts for some seconds only, or whose did. And one
+        // that has sent something behind CONNECT: nobody knows whether that will count.
+        let may_count = self.asked.clean || self.is_short || self.is_early;
+        if self.stage == Stage::Connecting && may_count {
             self.late_cleans.push(link);
         }
     }
@@ -458,6 +554,9 @@ impl Client {
                     oracle.fail("cut", format!("client {index}: the stream ends in a packet"));
                 }
                 if end == Read::End {
+                    if self.stage == Stage::Online && !network.links[link].is_cut {
+                        judge_end(self, network, oracle, link, None);
+                    }
                     network.client_close(link);
                 }
                 self.lose(network, oracle);
@@ -508,6 +607,9 @@ impl Client {
             (Stage::Connecting, Packet::ConnAck(connack)) => {
                 self.on_connack(network, oracle, connack);
             }
+            (Stage::Connecting | Stage::Online, Packet::Auth(auth)) => {
+                self.on_auth(network, oracle, auth);
+            }
             (Stage::Connecting, _) => {
                 oracle.fail("before-connack", format!("client {index}: {}", brief(packet)));
             }
@@ -545,9 +647,7 @@ impl Client {
                 if self.version != Version::V5 {
                     oracle.fail("disconnect", format!("client {index} of 3.x is told"));
                 }
-                if disconnect.reason == ReasonCode::SESSION_TAKEN_OVER {
-                    self.judge_takeover(network, oracle, link);
-                }
+                judge_end(self, network, oracle, link, Some(disconnect.reason));
                 oracle.on_will_unsure(link);
                 self.stage = Stage::Ending;
             }
@@ -555,28 +655,15 @@ impl Client {
         }
     }
 
-    /// Only a CONNECT that came later takes a session over.
-    fn judge_takeover(&self, network: &Network, oracle: &mut Oracle, link: usize) {
-        let mine = network.links[link].connect_arrived;
-        let is_later = |other: usize| {
-            let theirs = network.links[other].connect_arrived;
-            // The machine knows it to four milliseconds.
-            let theirs = theirs.map(|at| at + Duration::from_millis(4));
-            other != link && network.links[other].client == self.index && theirs >= mine
-        };
-        if !(0..network.links.len()).any(is_later) {
-            let text = format!("client {}: by no later connection", self.index);
-            oracle.fail("takeover", text);
-        }
-    }
-
     fn on_connack(&mut self, network: &mut Network, oracle: &mut Oracle, connack: &ConnAck<'_>) {
         let index = self.index;
         if connack.reason.is_error() {
-            oracle.fail("refused", format!("client {index}: {}", connack.reason.name()));
+            oracle.on_refused(index, self.asked.clean, self.is_late_login(), connack.reason);
+            self.away_until = now() + Duration::from_millis(500);
             self.stage = Stage::Ending;
             return;
         }
+        self.check_connack(oracle, connack);
         let clean = self.asked.clean;
         let present = match self.version {
             Version::V31 => {
@@ -587,20 +674,38 @@ impl Client {
         };
         self.lost = false;
         let assumed = present.unwrap_or(!clean);
-        oracle.on_connack(index, clean, present.or(Some(assumed)));
+        oracle.on_connack(index, clean, present.or(Some(assumed)), network);
         if let Some(link) = self.link {
             oracle.on_will_armed(link);
             oracle.on_will_connack(index, link, clean);
         }
         self.is_unsure &= !clean;
+        self.is_early = false;
         self.stage = Stage::Online;
         self.alias_max = connack.properties.topic_alias_maximum.unwrap_or(0);
         self.receive_max = connack.properties.receive_maximum.unwrap_or(u16::MAX);
         if assumed {
             self.resend(network, oracle);
         } else {
-            self.forget();
+            self.forget_earlier();
         }
+    }
+
+    /// What CONNACK says of keep alive and authentication.
+    fn check_connack(&mut self, oracle: &mut Oracle, connack: &ConnAck<'_>) {
+        let properties = &connack.properties;
+        let most = oracle.terms().keep_alive_max;
+        let asked = self.asked.keep_alive;
+        let granted = properties.server_keep_alive.unwrap_or(asked);
+        let may = if most > 0 && (asked == 0 || asked > most) { most } else { asked };
+        let method = self.asked.login.map(|_| login::NAME);
+        let data = self.asked.login.map(|_| login::DONE);
+        let is_login = (properties.authentication_method, properties.authentication_data);
+        if granted != may || is_login != (method, data) {
+            oracle.fail("connack", format!("client {}: {:?}", self.index, properties));
+        }
+        self.asked.keep_alive = granted;
+        self.logs_in = false;
     }
 
     /// What was not acknowledged, again, in its order.
@@ -609,7 +714,7 @@ impl Client {
             .exchanges
             .iter()
             .filter_map(|(id, exchange)| match exchange {
-                Exchange::Publish { message, qos, released, order } => {
+                Exchange::Publish { message, qos, released, order } if *order <= self.begun => {
                     Some((*order, *id, *message, *qos, *released))
                 }
                 _ => None,
@@ -622,7 +727,7 @@ impl Client {
                 let ack = Ack::new(packet_id, ReasonCode::SUCCESS);
                 self.send(network, &Packet::PubRel(ack));
             } else {
-                oracle.on_resent(message);
+                oracle.on_resent(message, self.link);
                 let known = oracle.message(message);
                 let (topic, retain, len) = (known.topic.clone(), known.retain, known.len);
                 let expiry = known.expiry;
@@ -730,7 +835,8 @@ impl Client {
         let is_error = ack.reason.is_error();
         if !is_last {
             oracle.on_acked(*message, is_error);
-            if is_error {
+            let may = oracle.terms().refuses && ack.reason == ReasonCode::QUOTA_EXCEEDED;
+            if is_error && !may {
                 let text = format!("client {index}: {id} by {}", ack.reason.name());
                 oracle.fail("publish-refused", text);
             }
@@ -750,8 +856,9 @@ impl Client {
             return oracle.fail("suback", format!("client {}: {:?}", self.index, ack.codes));
         }
         for ((filter, qos), code) in filters.into_iter().zip(ack.codes) {
-            oracle.on_suback(self.index, &filter, *code, qos);
-            self.held.insert(filter, qos);
+            if oracle.on_suback(self.index, &filter, *code, qos) {
+                self.held.insert(filter, qos);
+            }
         }
     }
 

@@ -107,8 +107,30 @@ kinds! {
     Misbehave = "misbehave",
     /// Clients with a keep alive.
     KeepAlive = "keep-alive",
-    /// DISCONNECT with code 0x04, or with another session expiry.
+    /// DISCONNECT with code 0x04.
     Disconnects = "disconnect-kinds",
+    /// DISCONNECT with another session expiry.
+    ExpiryChange = "expiry-change",
+    /// Packets right behind CONNECT.
+    Behind = "behind-connect",
+    /// Enhanced authentication, in several steps.
+    Login = "authentication",
+    /// The same again, by clients that are online.
+    LoginAgain = "re-authentication",
+    /// A broker that queues little.
+    QueueLimit = "queue-limit",
+    /// A broker whose connections may have little unsent.
+    OutboxLimit = "outbox-limit",
+    /// A broker with little memory for messages.
+    MemoryLimit = "memory-limit",
+    /// A broker with no more sessions than its clients need, and strangers who want some too.
+    SessionLimit = "session-limit",
+    /// A broker that allows few subscriptions.
+    SubscriptionLimit = "subscription-limit",
+    /// A broker that takes small packets only.
+    PacketLimit = "packet-limit",
+    /// A broker that caps the keep alive.
+    KeepAliveLimit = "keep-alive-limit",
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

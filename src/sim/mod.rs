@@ -18,9 +18,12 @@ pub mod disk;
 pub mod faults;
 #[cfg(test)]
 mod journal;
+mod judge;
+mod login;
 pub mod network;
 pub mod oracle;
 pub mod random;
+pub mod terms;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -166,6 +166,10 @@ pub struct Link {
     pub is_cut: bool,
     /// When the last byte that the broker has read had arrived.
     pub heard: Time,
+    /// When the broker has read last.
+    read_at: Time,
+    /// The longest time between two reads.
+    silence: Duration,
     /// When its first packet had arrived whole, as far as the client knows its length.
     pub connect_len: usize,
     /// Bytes that the broker has read.
@@ -189,6 +193,8 @@ pub struct Network {
     pub send_buffer: usize,
     /// The base of all delays.
     pub delay: Duration,
+    /// When hours have passed at once last.
+    pub last_jump: Time,
 }
 
 impl Network {
@@ -221,6 +227,8 @@ impl Network {
             drained: false,
             is_cut: false,
             heard: Time::ZERO,
+            read_at: Time::ZERO,
+            silence: Duration::ZERO,
             connect_len: 0,
             read: 0,
             connect_arrived: None,
@@ -317,6 +325,13 @@ impl Network {
         link.up.fin = link.up.fin.filter(|at| *at <= now);
     }
 
+    /// The longest time for which the broker read nothing on this link, until it began to end it.
+    /// What has arrived and was not read does not count: a shard that did not run may be late.
+    pub fn longest_silence(&self, link: usize) -> Duration {
+        let link = &self.links[link];
+        link.server_end.map_or(link.silence, |end| link.silence.max(end.since(link.read_at)))
+    }
+
     /// Whether the client is neither gone nor cut off.
     pub fn is_sound(&self, link: usize) -> bool {
         let link = &self.links[link];
@@ -364,6 +379,10 @@ impl Network {
         let link = &mut self.links[link];
         let found = if link.up.has_arrived(now) {
             let (bytes, arrived) = link.up.read(now, max);
+            if link.read > 0 {
+                link.silence = link.silence.max(now.since(link.read_at));
+            }
+            link.read_at = now;
             link.heard = arrived;
             link.read += bytes.len();
             if link.read >= link.connect_len && link.connect_len > 0 {

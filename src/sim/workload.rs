@@ -9,6 +9,7 @@ use super::faults::Kind;
 use super::network::{Network, now};
 use super::oracle::{Message, Oracle, WillTerms};
 use super::random::Random;
+use super::terms::Terms;
 use crate::codec::mqtt::{
     Connect, ConnectProperties, Disconnect, Packet, Publish, PublishProperties, QoS, ReasonCode,
     RetainHandling, Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions, Unsubscribe,
@@ -34,8 +35,10 @@ pub struct Workload<'a> {
     pub oracle: &'a mut Oracle,
     /// Decides.
     pub random: &'a mut Random,
-    /// How many shards there are to connect to.
-    pub shards: usize,
+    /// What the broker allows.
+    pub terms: Terms,
+    /// The last part of a round, see [`Workload::act_finale`].
+    pub is_finale: bool,
 }
 
 impl Workload<'_> {
@@ -56,11 +59,12 @@ impl Workload<'_> {
                 }
             }
             Stage::Connecting => {
-                if self.strikes_of(Kind::Abandon, 20) {
+                if !self.client.is_stranger && self.strikes_of(Kind::Abandon, 20) {
                     self.client.abandon(self.network, self.oracle);
                 }
             }
             Stage::Ending => {}
+            Stage::Online if self.is_finale => self.act_finale(),
             Stage::Online => self.act_online(),
         }
     }
@@ -70,7 +74,7 @@ impl Workload<'_> {
             0..15 => self.subscribe(),
             15..18 => self.unsubscribe(),
             18..20 => self.leave(),
-            20..22 if self.strikes(Kind::Takeover) => {
+            20..22 if !self.client.is_stranger && self.strikes(Kind::Takeover) => {
                 self.client.abandon(self.network, self.oracle);
                 self.connect();
             }
@@ -80,7 +84,29 @@ impl Workload<'_> {
                 let secs = self.random.between(1, 20);
                 self.client.away_until = now() + Duration::from_secs(secs);
             }
+            24 if self.strikes(Kind::LoginAgain) => {
+                let steps = self.random.below(3) as u8;
+                self.client.log_in_again(self.network, steps);
+            }
             _ => self.publish(),
+        }
+    }
+
+    /// Before all is quiet: retained messages to few topics, and first subscriptions to them. What
+    /// goes wrong there then stays wrong, and shows.
+    fn act_finale(&mut self) {
+        let topic = format!("m/{}", self.random.below(12));
+        let is_asked = |exchange: &Exchange| match exchange {
+            Exchange::Subscribe(filters) => filters.iter().any(|(f, _)| *f == topic),
+            _ => false,
+        };
+        let is_new =
+            !self.client.held.contains_key(&topic) && !self.client.exchanges.values().any(is_asked);
+        if self.random.chance(400) && is_new {
+            let options = SubscriptionOptions::new(QoS::AtLeastOnce);
+            self.subscribe_to(&[(topic, options)], None);
+        } else if self.network.faults.is_on(Kind::Retain) {
+            self.publish_one(Some(topic));
         }
     }
 
@@ -89,7 +115,7 @@ impl Workload<'_> {
         let version = self.client.version;
         let index = self.client.index;
         let mut asked = Asked::default();
-        let may_last = index % 3 != 2;
+        let may_last = index % 3 != 2 && !self.client.is_stranger;
         let must = self.client.must_start_clean(self.network);
         asked.clean = !may_last || must || self.strikes_of(Kind::CleanStart, 100);
         let seconds = match version {
@@ -119,7 +145,15 @@ impl Workload<'_> {
         if self.strikes(Kind::KeepAlive) {
             asked.keep_alive = self.random.between(1, 20) as u16;
         }
-        let shard = self.random.index(self.shards);
+        // One of 3.x cannot be told of a cap, and is refused beyond it.
+        if version != Version::V5 && self.terms.keep_alive_max > 0 {
+            let most = u64::from(self.terms.keep_alive_max);
+            asked.keep_alive = self.random.between(1, most) as u16;
+        }
+        if version == Version::V5 && self.strikes(Kind::Login) {
+            asked.login = Some(self.random.below(4) as u8);
+        }
+        let shard = self.random.index(self.terms.shards);
         let link = self.network.connect(index, shard);
         let will = self.will(link, seconds);
         self.network.trace.line(now(), || {
@@ -138,6 +172,7 @@ impl Workload<'_> {
         let known = will.map(|id| self.oracle.message(id));
         let payload = will.map(|id| super::payload(id, known.map_or(0, |m| m.len)));
         let is_v5 = version == Version::V5;
+        let login = asked.login.map(|steps| [steps]);
         let connect = Connect {
             version,
             bridge: false,
@@ -159,12 +194,20 @@ impl Workload<'_> {
                 receive_maximum: (asked.receive_maximum > 0).then_some(asked.receive_maximum),
                 maximum_packet_size: (asked.packet_max > 0).then_some(asked.packet_max),
                 topic_alias_maximum: (asked.alias_max > 0).then_some(asked.alias_max),
+                authentication_method: login.map(|_| super::login::NAME),
+                authentication_data: login.as_ref().map(|steps| &steps[..]),
                 ..ConnectProperties::default()
             },
         };
         let mut bytes = Vec::new();
         Packet::Connect(connect).encode(version, &mut bytes);
         self.client.begin(self.network, link, asked, &bytes);
+        if self.client.may_be_early() && self.strikes(Kind::Behind) {
+            self.client.set_early();
+            for _ in 0..self.random.between(1, 4) {
+                if self.random.chance(300) { self.subscribe() } else { self.publish_one(None) }
+            }
+        }
     }
 
     fn will(&mut self, link: usize, expiry_secs: u32) -> Option<u64> {
@@ -174,7 +217,7 @@ impl Workload<'_> {
         let delayed = self.client.version == Version::V5 && self.strikes(Kind::WillDelay);
         let delay_secs = if delayed { self.random.between(1, 30) as u32 } else { 0 };
         let message = Message {
-            retain: self.strikes_of(Kind::Retain, 200),
+            retain: !self.terms.refuses && self.strikes_of(Kind::Retain, 200),
             will: Some(WillTerms {
                 link,
                 delay_secs,
@@ -200,6 +243,7 @@ impl Workload<'_> {
         };
         Message {
             client: self.client.index,
+            link: self.client.link.unwrap_or_default(),
             topic: match self.strikes(Kind::ManyTopics) {
                 true => format!("m/{}", self.random.below(150)),
                 false => topic.to_owned(),
@@ -212,6 +256,7 @@ impl Workload<'_> {
             acked: None,
             refused: false,
             transmissions: 1,
+            resent: false,
             shared_copies: 0,
             life: 0,
             will: None,
@@ -226,11 +271,12 @@ impl Workload<'_> {
     pub fn publish(&mut self) {
         let count = if self.random.chance(100) { self.random.between(2, 30) } else { 1 };
         for _ in 0..count {
-            self.publish_one();
+            self.publish_one(None);
         }
     }
 
-    fn publish_one(&mut self) {
+    /// One message; with a topic, one that is retained there.
+    fn publish_one(&mut self, retained: Option<String>) {
         let limit = usize::from(self.client.receive_max.min(40));
         let mut len = self.random.between(8, 60) as usize;
         if self.strikes_of(Kind::Large, 30) {
@@ -239,13 +285,23 @@ impl Workload<'_> {
         if self.strikes_of(Kind::Huge, 10) {
             len = self.random.between(50_000, 120_000) as usize;
         }
+        // The rest of a packet is small.
+        len = len.min(self.terms.packet_max - 100);
+        if self.terms.refuses {
+            len = len.min(1500);
+        }
         let mut message = self.message(len);
         if self.client.in_flight() >= limit {
             message.qos = QoS::AtMostOnce;
         }
-        message.retain = self.strikes(Kind::Retain);
+        // Memory that is kept for good would never be enough.
+        message.retain = !self.terms.refuses && self.strikes(Kind::Retain);
         if message.retain && self.strikes_of(Kind::Clear, 100) {
             message.len = 0;
+        }
+        if let (Some(topic), false) = (retained, self.terms.refuses) {
+            message.topic = topic;
+            message.retain = true;
         }
         let is_v5 = self.client.version == Version::V5;
         if is_v5 && self.strikes_of(Kind::MessageExpiry, 100) {
@@ -319,7 +375,9 @@ impl Workload<'_> {
                 continue;
             }
             let mut options = SubscriptionOptions::new(self.qos());
-            if is_shared {
+            // MQTT 3.1 has no code for what is refused, and is told QoS 0.
+            let may_be_refused = self.terms.subscriptions_max < 100;
+            if is_shared || (may_be_refused && self.client.version == Version::V31) {
                 options.qos = options.qos.max(QoS::AtLeastOnce);
             }
             if self.client.version == Version::V5 && !is_shared && self.strikes(Kind::Options) {
@@ -406,6 +464,14 @@ impl Workload<'_> {
         }
         let normal = disconnect.reason == ReasonCode::NORMAL_DISCONNECTION;
         self.oracle.on_will_disconnect(link, normal);
+        // A session that was to end with its connection cannot be prolonged.
+        if is_v5 && self.client.asked.expiry_secs > 0 && self.strikes(Kind::ExpiryChange) {
+            let secs = self.random.pick(&[0, 1, 20, 1_000_000]);
+            disconnect.session_expiry_interval = Some(secs);
+            self.client.change_expiry(secs);
+            self.oracle.on_expiry_changed(self.client.index, secs);
+            self.oracle.on_will_shortened(link, secs);
+        }
         if self.client.asked.keep_alive > 0 || self.client.has_old() {
             self.oracle.on_will_unsure(link);
         }

@@ -19,14 +19,15 @@ use super::backend::{Kernel, Shared, SimBackend};
 use super::client::{Client, Stage};
 use super::disk::Disk;
 use super::faults::{Faults, Kind};
+use super::login::Countdown;
 use super::network::{self, Network, now, set_now};
 use super::oracle::Oracle;
 use super::random::Random;
+use super::terms::Terms;
 use super::trace::Trace;
 use super::workload::Workload;
 use super::{Options, Report};
-use crate::broker::strategy::{Strategies, Strategy};
-use crate::broker::{Config, Stats};
+use crate::broker::{Auth, Config, Stats};
 use crate::clock::Time;
 use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
 use crate::ids::{PlacementKey, ShardId};
@@ -43,6 +44,40 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Simulated time after which it should.
 const REST_TIME: Duration = Duration::from_secs(300);
 
+/// The clients that have sessions; the last is the auditor.
+fn clients(random: &mut Random) -> Vec<Client> {
+    let count = random.between(3, 9) as usize;
+    let client = |index| {
+        let version = random.pick(&[Version::V31, Version::V311, Version::V5, Version::V5]);
+        Client::new(index, if index == count { Version::V5 } else { version })
+    };
+    (0..=count).map(client).collect()
+}
+
+/// The same, and strangers before the auditor where there are to be some.
+fn with_strangers(mut clients: Vec<Client>, terms: Terms, random: &mut Random) -> Vec<Client> {
+    if terms.refuses {
+        // One of 3.x can only be closed, and sends the same again: it would never come to read what
+        // the memory is full of.
+        clients.iter_mut().for_each(|client| client.version = Version::V5);
+    }
+    let auditor = clients.pop();
+    let count = random.between(2, 5);
+    for _ in 0..if terms.few_sessions { count } else { 0 } {
+        let version = random.pick(&[Version::V31, Version::V311, Version::V5]);
+        let version = if terms.refuses { Version::V5 } else { version };
+        let mut stranger = Client::new(clients.len(), version);
+        stranger.id = format!("stranger-{}", clients.len());
+        stranger.is_stranger = true;
+        clients.push(stranger);
+    }
+    if let Some(mut auditor) = auditor {
+        auditor.index = clients.len();
+        clients.push(auditor);
+    }
+    clients
+}
+
 struct Runner {
     shard: Shard<SimBackend>,
     wait: Wait,
@@ -58,8 +93,9 @@ pub struct World {
     clients: Vec<Client>,
     oracle: Oracle,
     random: Random,
-    shards: usize,
+    terms: Terms,
     ring_len: usize,
+    is_finale: bool,
     config: Config,
     seed: u64,
     rounds: u64,
@@ -74,7 +110,12 @@ impl World {
     pub fn new(options: &Options) -> Self {
         let mut random = Random::new(options.seed, 1);
         let shards = random.pick(&[1, 2, 2, 2, 3, 3, 4]);
-        let faults = Faults::choose(&mut Random::new(options.seed, 2), &options.without);
+        let mut faults = Faults::choose(&mut Random::new(options.seed, 2), &options.without);
+        let clients = clients(&mut random);
+        let ids: Vec<String> = clients.iter().map(|client| client.id.clone()).collect();
+        let placement = PlacementKey(options.seed);
+        let (terms, config) = Terms::choose(&mut random, &mut faults, shards, placement, &ids);
+        let clients = with_strangers(clients, terms, &mut random);
         let network = Network {
             links: Vec::new(),
             faults,
@@ -82,32 +123,8 @@ impl World {
             trace: Trace::new(options.trace),
             send_buffer: random.pick(&[600, 4096, 65_536]),
             delay: Duration::from_micros(random.pick(&[10, 100, 1000, 20_000])),
+            last_jump: Time::ZERO,
         };
-        let config = Config {
-            record_changes: random.chance(400),
-            in_flight_max: random.pick(&[2, 10, 1024]),
-            receive_maximum: random.pick(&[5, 50, 1024]),
-            shared_strategies: Strategies {
-                default: random.pick(&[
-                    Strategy::RoundRobin,
-                    Strategy::Random,
-                    Strategy::Sticky,
-                    Strategy::HashClientId,
-                    Strategy::HashTopic,
-                    Strategy::LeastInFlight,
-                ]),
-                ..Strategies::default()
-            },
-            ..Config::default()
-        };
-        let count = random.between(3, 9) as usize;
-        let clients = (0..=count)
-            .map(|index| {
-                let version = random.pick(&[Version::V31, Version::V311, Version::V5, Version::V5]);
-                // The last is the auditor.
-                Client::new(index, if index == count { Version::V5 } else { version })
-            })
-            .collect();
         set_now(Time::ZERO.plus_secs(1000));
         network::forget_dropped();
         let mut world = Self {
@@ -117,10 +134,11 @@ impl World {
                 disk: Disk::new(options.seed),
             })),
             runners: Vec::new(),
+            oracle: Oracle::new(clients.len(), config.record_changes, terms),
             clients,
-            oracle: Oracle::new(count + 1, config.record_changes),
-            shards,
+            terms,
             ring_len: random.pick(&[1, 2, 16]),
+            is_finale: false,
             config,
             seed: options.seed,
             rounds: random.between(2, 4),
@@ -130,6 +148,7 @@ impl World {
             named: BTreeMap::new(),
             steps: 0,
         };
+        world.shared.borrow_mut().network.trace.line(now(), || format!("{terms:?}"));
         world.start();
         world
     }
@@ -138,16 +157,17 @@ impl World {
     fn start(&mut self) {
         self.shared
             .borrow_mut()
-            .open_rings(self.shards)
+            .open_rings(self.terms.shards)
             .expect("invariant: eventfds are to be had");
-        self.runners = mesh(self.shards, self.ring_len)
+        let shards = self.terms.shards;
+        self.runners = mesh(shards, self.ring_len)
             .into_iter()
             .enumerate()
             .map(|(index, mesh)| {
                 let (control, receiver) = channel();
                 let setup = Setup {
                     id: ShardId::new(index),
-                    shards: self.shards,
+                    shards,
                     placement: PlacementKey(self.seed),
                     broker: self.config.clone(),
                     seed: self.seed.wrapping_add(index as u64),
@@ -164,7 +184,9 @@ impl World {
                     clocks: Clocks::default(),
                     restored: None,
                 };
-                let shard = Shard::new(setup, SimBackend::new(Rc::clone(&self.shared), index));
+                let backend = SimBackend::new(Rc::clone(&self.shared), index);
+                let mut shard = Shard::new(setup, backend);
+                shard.extend(Auth::AllowAll, vec![Box::new(Countdown)]);
                 Runner {
                     shard,
                     wait: Wait::None,
@@ -206,7 +228,8 @@ impl World {
         let steps = options.steps / self.rounds;
         for round in 0..self.rounds {
             self.shared.borrow_mut().network.faults.set_calm(false);
-            for _ in 0..steps {
+            for step in 0..steps {
+                self.is_finale = step >= steps - steps / 10;
                 if self.oracle.violation().is_some() {
                     break;
                 }
@@ -226,7 +249,7 @@ impl World {
             violation: self.oracle.violation().cloned(),
             trace: kernel.network.trace.text().to_owned(),
             steps: self.steps,
-            shards: self.shards,
+            shards: self.terms.shards,
             clients: self.clients.len(),
             packets: self.clients.iter().map(|client| client.packets).sum(),
             messages: self.clients.iter().map(|client| client.got).sum(),
@@ -316,7 +339,8 @@ impl World {
             network: &mut kernel.network,
             oracle: &mut self.oracle,
             random: &mut self.random,
-            shards: self.shards,
+            terms: self.terms,
+            is_finale: self.is_finale,
         });
     }
 
@@ -370,6 +394,7 @@ impl World {
         }
         if strikes(network, Kind::Vanish, 800)
             && let Some((index, link)) = victim(&self.clients, number)
+            && !self.clients[index].is_stranger
         {
             network.trace.line(now(), || format!("client {index} vanishes from link {link}"));
             network.vanish(link);
@@ -393,6 +418,7 @@ impl World {
             let secs = number % 4000;
             network.trace.line(now(), || format!("{secs} s pass"));
             set_now(now() + Duration::from_secs(secs));
+            network.last_jump = now();
         }
         let crash = strikes(network, Kind::Crash, 8000);
         let restart = strikes(network, Kind::Restart, 8000);
@@ -418,6 +444,7 @@ impl World {
 
     /// The broker stops as it should, while clients go on; then another is started.
     fn stop(&mut self) {
+        self.oracle.on_stop();
         {
             let kernel = &mut *self.shared.borrow_mut();
             kernel.network.trace.line(now(), || "the broker is told to stop".to_owned());
@@ -467,6 +494,9 @@ impl World {
             // Some come back only when what was to happen in their absence has.
             let secs = if self.random.chance(400) { self.random.between(1, 60) } else { 0 };
             client.away_until = now() + Duration::from_secs(secs);
+            if client.is_stranger {
+                client.close(&mut self.shared.borrow_mut().network, &mut self.oracle);
+            }
         }
         if self.come_to_rest() && self.audit_begins() && self.come_to_rest() {
             self.settle();
@@ -497,7 +527,8 @@ impl World {
                 self.move_client(index);
                 continue;
             }
-            let is_idle = |c: &Client| c.stage == Stage::Idle && c.away_until <= now();
+            let is_idle =
+                |c: &Client| c.stage == Stage::Idle && c.away_until <= now() && !c.is_stranger;
             let idle = self.clients.iter().position(is_idle);
             if let Some(index) = idle {
                 self.workload(index, |mut workload| workload.connect());
@@ -510,7 +541,8 @@ impl World {
             }
             let wills = self.oracle.has_unjudged_wills();
             let still = self.shared.borrow().network.restless().is_none();
-            let quiet = self.clients.iter().all(|client| client.is_quiet() && !client.has_old());
+            let is_at_rest = |client: &Client| client.is_quiet() || client.is_stranger;
+            let quiet = self.clients.iter().all(|client| is_at_rest(client) && !client.has_old());
             if quiet {
                 let since = *quiet_since.get_or_insert(now());
                 // Wills with a delay are judged when they are long due.
@@ -526,7 +558,7 @@ impl World {
             // Pings and timers are no reason to wait longer.
             set_now(now().min(before + Duration::from_millis(500)));
         }
-        let restless = self.clients.iter().find(|client| !client.is_quiet());
+        let restless = self.clients.iter().find(|c| !c.is_quiet() && !c.is_stranger);
         let text = match restless {
             Some(client) => format!("client {}: {}", client.index, client.state()),
             None if self.clients.iter().any(Client::has_old) => {
@@ -561,14 +593,15 @@ impl World {
     fn settle(&mut self) {
         let auditor = self.clients.len() - 1;
         let retained = self.oracle.end_audit();
+        let dropped =
+            |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory + stats.dropped_outbox;
+        let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
         {
             let kernel = self.shared.borrow();
-            self.oracle.settle(&kernel.network, &retained);
+            self.oracle.settle(&kernel.network, &retained, drops);
         }
         self.workload(auditor, |mut workload| workload.unsubscribe_from("#"));
-        let dropped = |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory;
-        let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
-        if drops > 0 {
+        if drops > 0 && !self.terms.drops {
             self.oracle.fail("dropped", format!("{drops} messages, and there was room"));
         }
     }

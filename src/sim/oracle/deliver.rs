@@ -105,7 +105,7 @@ impl Oracle {
             return Err(("no-local", "it is its own".to_owned()));
         }
         let as_published = asked().any(|a| a.options.retain_as_published);
-        let replays: u32 = may.iter().map(|s| s.replays).sum();
+        let replays: u32 = may.iter().map(|s| s.replays()).sum();
         if publish.retain && !message.retain {
             return Err(("retain-flag", "it was not retained".to_owned()));
         }
@@ -180,7 +180,7 @@ impl Oracle {
                 return Ok(());
             }
         }
-        let replays: u32 = may.iter().map(|s| s.replays).sum();
+        let replays: u32 = may.iter().map(|s| s.replays()).sum();
         // Of the first SUBSCRIBE of a subscription, the replay is instead of what came before it.
         let replays_first =
             |asked: &super::Asked| asked.options.retain_handling != RetainHandling::DoNotSend;
@@ -210,14 +210,21 @@ impl Oracle {
         if message.transmissions > 1 || message.will.is_some() || session.seen.contains_key(&id) {
             return Ok(());
         }
+        // What was refused, without its client knowing, comes again behind what was not.
+        if self.terms.refuses && message.resent {
+            return Ok(());
+        }
         let stream = stream(message, publish.qos);
+        let is_newer = |newest: &&u64| {
+            **newest > id && self.is_before(message.link, self.messages[*newest].link)
+        };
         if !publish.retain
-            && let Some(newer) = session.newest.get(&stream).filter(|newest| **newest > id)
+            && let Some(newer) = session.newest.get(&stream).filter(is_newer)
         {
             return Err(("disorder", format!("after {newer} of the same publisher")));
         }
         if message.retain
-            && let Some(newer) = session.newest_retained.get(&stream).filter(|n| **n > id)
+            && let Some(newer) = session.newest_retained.get(&stream).filter(is_newer)
         {
             return Err(("outdated", format!("after {newer}, both retained")));
         }

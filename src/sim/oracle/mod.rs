@@ -10,6 +10,7 @@
 //! Present or with a Clean Start. A *message* is named by the number in its payload.
 #![forbid(unsafe_code)]
 
+mod connect;
 mod deliver;
 mod settle;
 mod will;
@@ -17,6 +18,7 @@ mod will;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::network::now;
+use super::terms::Terms;
 use crate::clock::Time;
 use crate::codec::mqtt::topic::{check_filter, matches};
 use crate::codec::mqtt::{QoS, RetainHandling, SubscriptionOptions};
@@ -38,6 +40,8 @@ pub struct Violation {
 pub struct Message {
     /// The publisher.
     pub client: usize,
+    /// Its connection when it was last sent.
+    pub link: usize,
     /// Where to.
     pub topic: String,
     /// As published.
@@ -56,6 +60,8 @@ pub struct Message {
     pub refused: bool,
     /// How often it was sent.
     pub transmissions: u32,
+    /// It was sent again.
+    pub resent: bool,
     /// Copies that members of groups have got, in sessions that have ended too.
     pub shared_copies: u32,
     /// The broker's life when it was last sent.
@@ -69,6 +75,10 @@ pub struct Message {
 struct Asked {
     options: SubscriptionOptions,
     id: Option<u32>,
+    /// On which connection.
+    link: usize,
+    /// SUBACK has come for it.
+    answered: bool,
 }
 
 /// One life of a subscription.
@@ -77,8 +87,6 @@ struct Subscription {
     filter: String,
     share: Option<String>,
     asked: Vec<Asked>,
-    /// SUBSCRIBEs that may bring retained messages.
-    replays: u32,
     /// The connection of the last SUBSCRIBE.
     link: usize,
     /// SUBACK of the first.
@@ -92,6 +100,12 @@ struct Subscription {
 impl Subscription {
     fn wants(&self, topic: &str) -> bool {
         matches(&self.filter, topic)
+    }
+
+    /// SUBSCRIBEs that may bring retained messages.
+    fn replays(&self) -> u32 {
+        let replays = |asked: &&Asked| asked.options.retain_handling != RetainHandling::DoNotSend;
+        if self.share.is_some() { 0 } else { self.asked.iter().filter(replays).count() as u32 }
     }
 }
 
@@ -137,6 +151,8 @@ struct Client {
     expiry_secs: u32,
     /// The same, of those connections whose CONNACK has not come too: the least.
     least_expiry_secs: u32,
+    /// And the most.
+    most_expiry_secs: u32,
     link: Option<Current>,
     /// QoS 0 messages of the current connection of which it is not known that they were read.
     unread: Vec<u64>,
@@ -166,6 +182,13 @@ pub struct Oracle {
     /// How often the broker was started.
     life: u32,
     record_changes: bool,
+    terms: Terms,
+    /// The broker was told to stop.
+    is_stopping: bool,
+    /// Connections whose CONNACK has come while they were their client's.
+    connacked: BTreeSet<usize>,
+    /// What the broker says that it has dropped in this life, when all was quiet last.
+    drops_before: u64,
     violation: Option<Violation>,
     /// Wills that came although their client had said DISCONNECT.
     suspects: Vec<u64>,
@@ -177,7 +200,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// One that has seen nothing yet.
-    pub fn new(clients: usize, record_changes: bool) -> Self {
+    pub fn new(clients: usize, record_changes: bool, terms: Terms) -> Self {
         Self {
             clients: (0..clients).map(|_| Client::default()).collect(),
             messages: BTreeMap::new(),
@@ -189,6 +212,10 @@ impl Oracle {
             cleared: BTreeSet::new(),
             life: 0,
             record_changes,
+            terms,
+            is_stopping: false,
+            connacked: BTreeSet::new(),
+            drops_before: 0,
             violation: None,
             suspects: Vec::new(),
             audit: None,
@@ -213,82 +240,6 @@ impl Oracle {
 
     // ---- what clients do ----
 
-    /// CONNECT is sent; how long the session lasts, and how large a packet may be.
-    pub fn on_connect(
-        &mut self,
-        client: usize,
-        link: usize,
-        clean: bool,
-        (expiry_secs, max): (u32, u32),
-    ) {
-        self.on_gone(client, now());
-        let state = &mut self.clients[client];
-        state.link = Some(Current { link, asked: now(), began: None });
-        state.unread.clear();
-        if clean {
-            self.begin_session(client);
-        }
-        let state = &mut self.clients[client];
-        state.expiry_secs = expiry_secs;
-        state.least_expiry_secs = state.least_expiry_secs.min(expiry_secs);
-        let session = &mut state.session;
-        session.packet_max = Some(session.packet_max.map_or(max, |before| before.min(max)));
-    }
-
-    fn begin_session(&mut self, client: usize) {
-        let state = &mut self.clients[client];
-        let is_member = |subscription: &Subscription| subscription.share.is_some();
-        if state.session.subscriptions.iter().any(is_member) {
-            self.shared_ends += 1;
-        }
-        state.session = Session::default();
-        state.established = false;
-    }
-
-    /// CONNACK has come. `present` is none where the version cannot say.
-    pub fn on_connack(&mut self, client: usize, clean: bool, present: Option<bool>) {
-        let state = &self.clients[client];
-        let gone = state.gone_since.map(|since| now().since(since).as_secs());
-        let expiry = u64::from(state.least_expiry_secs);
-        let (established, forever) = (state.established, state.least_expiry_secs == u32::MAX);
-        if present == Some(true) && clean {
-            self.fail("session-present", format!("client {client}: after Clean Start"));
-        }
-        let surely_there = established && gone.is_none_or(|secs| forever || secs < expiry);
-        if present == Some(false) && !clean && surely_there && expiry > 0 {
-            let text = format!("client {client}: gone for {gone:?} s of {expiry} s");
-            self.fail("session-lost", text);
-        }
-        if present != Some(true) && !clean {
-            let max = self.clients[client].session.packet_max;
-            self.begin_session(client);
-            self.clients[client].session.packet_max = max;
-        }
-        let state = &mut self.clients[client];
-        state.established = true;
-        state.gone_since = None;
-        state.least_expiry_secs = state.expiry_secs;
-        if let Some(current) = &mut state.link {
-            current.began = Some(now());
-        }
-    }
-
-    /// The client's connection is over for it, or may be for the broker.
-    pub fn on_gone(&mut self, client: usize, since: Time) {
-        let state = &mut self.clients[client];
-        if state.link.take().is_some_and(|current| current.began.is_some()) {
-            state.gone_since = Some(since);
-            if state.expiry_secs == 0 {
-                self.begin_session(client);
-            }
-        }
-    }
-
-    /// DISCONNECT changes how long the session lasts.
-    pub fn on_expiry_changed(&mut self, client: usize, expiry_secs: u32) {
-        self.clients[client].expiry_secs = expiry_secs;
-    }
-
     /// A new message; its number.
     pub fn on_new_message(&mut self, message: Message) -> u64 {
         let id = self.next_message;
@@ -303,9 +254,11 @@ impl Oracle {
         id
     }
 
-    /// It is sent again.
-    pub fn on_resent(&mut self, id: u64) {
+    /// It is sent again, on this connection.
+    pub fn on_resent(&mut self, id: u64, link: Option<usize>) {
         if let Some(message) = self.messages.get_mut(&id) {
+            message.link = link.unwrap_or(message.link);
+            message.resent = true;
             // QoS 2 is exactly once, however often it is sent.
             message.transmissions += u32::from(message.qos == QoS::AtLeastOnce);
             message.life = self.life;
@@ -348,7 +301,6 @@ impl Oracle {
             self.groups.insert(share.clone(), filter.filter.to_owned());
         }
         let session = &mut self.clients[client].session;
-        let replays = share.is_none() && options.retain_handling != RetainHandling::DoNotSend;
         let same = |s: &&mut Subscription| {
             s.filter == filter.filter && s.share == share && s.ending.is_none()
         };
@@ -359,7 +311,6 @@ impl Oracle {
                     filter: filter.filter.to_owned(),
                     share,
                     asked: Vec::new(),
-                    replays: 0,
                     link,
                     held: None,
                     ending: None,
@@ -368,22 +319,38 @@ impl Oracle {
                 session.subscriptions.last_mut().expect("invariant: just pushed")
             }
         };
-        subscription.replays += u32::from(replays);
         subscription.link = link;
-        subscription.asked.push(Asked { options, id });
+        subscription.asked.push(Asked { options, id, link, answered: false });
     }
 
-    /// SUBACK for one filter.
-    pub fn on_suback(&mut self, client: usize, whole: &str, code: u8, asked: QoS) {
-        if code != asked as u8 {
-            let text = format!("client {client}: {whole} answered with {code:#x}");
-            return self.fail("suback", text);
-        }
+    /// SUBACK for one filter; whether it is granted.
+    pub fn on_suback(&mut self, client: usize, whole: &str, code: u8, qos: QoS) -> bool {
+        let is_granted = code == qos as u8;
+        let link = self.clients[client].link.map(|current| current.link);
         for subscription in self.subscriptions_of(client, whole) {
+            let mine = |asked: &Asked| Some(asked.link) == link && !asked.answered;
+            let Some(at) = subscription.asked.iter().position(mine) else { continue };
+            if !is_granted && subscription.held.is_none() {
+                subscription.asked.remove(at);
+                continue;
+            }
+            subscription.asked[at].answered = true;
             if subscription.ending.is_none() {
                 subscription.held.get_or_insert(now());
             }
         }
+        let subscriptions = &mut self.clients[client].session.subscriptions;
+        subscriptions.retain(|subscription| !subscription.asked.is_empty());
+        let others = subscriptions.iter().filter(|s| s.ended.is_none()).count();
+        // MQTT 3.1 has no code for it. What is asked for again counts twice until it is answered.
+        let again: usize = subscriptions.iter().map(|s| s.asked.len() - 1).sum();
+        let is_full =
+            [0x97, 0x80, 0].contains(&code) && others + again >= self.terms.subscriptions_max;
+        if !is_granted && !is_full {
+            let text = format!("client {client}: {whole} answered with {code:#x}");
+            self.fail("suback", text);
+        }
+        is_granted
     }
 
     /// UNSUBSCRIBE of one filter.
@@ -423,9 +390,26 @@ impl Oracle {
         self.audit.take().map(|(_, values)| values).unwrap_or_default()
     }
 
+    /// The broker was told to stop.
+    pub fn on_stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// Whether it was.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping
+    }
+
+    /// What the broker allows.
+    pub fn terms(&self) -> Terms {
+        self.terms
+    }
+
     /// The broker has lost everything.
     pub fn on_restart(&mut self) {
         self.life += 1;
+        self.is_stopping = false;
+        self.drops_before = 0;
         self.baseline.clear();
         for client in 0..self.clients.len() {
             self.clients[client].link = None;

@@ -11,28 +11,42 @@ use crate::sim::network::Network;
 /// What a packet adds to topic and payload, at most, in our worlds.
 const OVERHEAD: usize = 64;
 
+/// The rule that a message which did not come has broken, and which it is.
+type Missing = (&'static str, String);
+
 impl Oracle {
     /// All is quiet and all clients are connected: judges what has arrived. `retained` is what a
-    /// new subscriber to everything was given.
-    pub fn settle(&mut self, network: &Network, retained: &BTreeMap<String, u64>) {
+    /// new subscriber to everything was given, `drops` what the broker says that it has dropped in
+    /// this life.
+    pub fn settle(&mut self, network: &Network, retained: &BTreeMap<String, u64>, drops: u64) {
         self.settle_wills(network);
         let first = self.settled;
+        let mut missing = Vec::new();
         for client in 0..self.clients.len() {
-            if let Some((rule, text)) = self.missing(client, first) {
-                self.fail(rule, text);
-            }
+            self.missing(client, first, &mut missing);
         }
-        if let Some((rule, text)) = self.missing_of_groups(first) {
+        self.missing_of_groups(first, &mut missing);
+        for client in 0..self.clients.len() {
+            self.missing_replays(client, retained, &mut missing);
+        }
+        // What is dropped is counted.
+        let dropped = drops - std::mem::replace(&mut self.drops_before, drops);
+        if missing.len() as u64 > dropped {
+            let (rule, text) = missing.swap_remove(0);
+            let count = missing.len() + 1;
+            let text = if dropped == 0 {
+                text
+            } else {
+                format!("{text}; {count} are missing, {dropped} were dropped")
+            };
             self.fail(rule, text);
         }
-        for topic in self.retained_topics() {
-            if let Some(text) = self.wrong_value(&topic, retained.get(&topic).copied()) {
+        // Where little may wait, the auditor was not given all.
+        let topics = if self.terms.small_outbox { BTreeSet::new() } else { self.retained_topics() };
+        for topic in topics {
+            let value = retained.get(&topic).copied();
+            if let Some(text) = self.wrong_value(&topic, value) {
                 self.fail("retained", format!("{topic}: {text}"));
-            }
-        }
-        for client in 0..self.clients.len() {
-            if let Some(text) = self.missing_replay(client, retained) {
-                self.fail("replay", text);
             }
         }
         self.baseline = retained.clone();
@@ -51,6 +65,8 @@ impl Oracle {
         let own = |no_local: bool| no_local && message.client == client;
         message.acked.is_some()
             && !message.refused
+            // One that was refused at QoS 0 is counted once, whoever was to get it.
+            && !(self.terms.refuses && message.qos == QoS::AtMostOnce)
             && (message.qos > QoS::AtMostOnce || was_there)
             && message.len > 0
             && message.expiry.is_none()
@@ -65,8 +81,8 @@ impl Oracle {
                 .all(|a| (a.options.qos > QoS::AtMostOnce || was_there) && !own(a.options.no_local))
     }
 
-    /// A message that a client should have.
-    fn missing(&mut self, client: usize, first: u64) -> Option<(&'static str, String)> {
+    /// Messages that a client should have.
+    fn missing(&mut self, client: usize, first: u64, missing: &mut Vec<Missing>) {
         let session = &self.clients[client].session;
         let mut proven = 0;
         for (id, message) in self.recent(first) {
@@ -81,12 +97,12 @@ impl Oracle {
                      of client {}, acknowledged",
                     by.filter, by.held, message.topic, message.qos, message.client
                 );
-                return Some((rule, text));
+                missing.push((rule, text));
+                continue;
             }
             proven += 1;
         }
         self.proven += proven;
-        None
     }
 
     /// Messages since all was quiet last, and Wills that were open then.
@@ -96,9 +112,10 @@ impl Oracle {
         })
     }
 
-    /// A message that no member of a group has, or too many.
-    fn missing_of_groups(&mut self, first: u64) -> Option<(&'static str, String)> {
+    /// Messages that no member of a group has, or too many.
+    fn missing_of_groups(&mut self, first: u64, missing: &mut Vec<Missing>) {
         let mut proven = 0;
+        let mut too_many = None;
         for (id, message) in self.messages.range(first..) {
             let wants = |(_, filter): &(&String, &String)| matches(filter, &message.topic);
             let groups = self.groups.iter().filter(wants).count() as u32;
@@ -116,22 +133,24 @@ impl Oracle {
             let most = groups * message.transmissions;
             // What a session that has ended had not acknowledged has moved, and comes again.
             if groups > 0 && self.shared_ends == 0 && copies > most {
-                let text = format!("message {id}: {copies} copies, at most {most}");
-                return Some(("shared-twice", text));
+                too_many = Some(format!("message {id}: {copies} copies, at most {most}"));
             }
             // What was sent to a member at QoS 2 ends with its session.
             let may_end = self.shared_ends > 0 && message.qos == QoS::ExactlyOnce;
-            if !may_end && copies < stable.len() as u32 {
+            let lack = if may_end { 0 } else { stable.len().saturating_sub(copies as usize) };
+            for _ in 0..lack {
                 let text = format!(
                     "message {id} on {}: {copies} copies for the groups {stable:?}",
                     message.topic
                 );
-                return Some(("shared-lost", text));
+                missing.push(("shared-lost", text));
             }
-            proven += stable.len() as u64;
+            proven += (stable.len() - lack) as u64;
         }
         self.proven += proven;
-        None
+        if let Some(text) = too_many {
+            self.fail("shared-twice", text);
+        }
     }
 
     fn retained_topics(&self) -> BTreeSet<String> {
@@ -152,11 +171,13 @@ impl Oracle {
     fn is_outdated(&self, id: u64, message: &Message, among: &[(u64, &Message)]) -> bool {
         message.will.is_none()
             && message.transmissions == 1
+            && !(self.terms.refuses && message.resent)
             && among.iter().any(|(later, other)| {
                 *later > id
                     && other.client == message.client
                     && other.will.is_none()
                     && other.acked.is_some()
+                    && self.is_before(message.link, other.link)
                     && (other.qos == message.qos || !self.record_changes)
             })
     }
@@ -193,11 +214,17 @@ impl Oracle {
         }
     }
 
-    /// A subscription whose retained messages did not come: on the same connection ever since, it
-    /// must have got the value that is there now.
-    fn missing_replay(&self, client: usize, retained: &BTreeMap<String, u64>) -> Option<String> {
+    /// Subscriptions whose retained messages did not come: on the same connection ever since, they
+    /// must have got the values that are there now.
+    fn missing_replays(
+        &self,
+        client: usize,
+        retained: &BTreeMap<String, u64>,
+        missing: &mut Vec<Missing>,
+    ) {
         let state = &self.clients[client];
-        let link = state.link?.link;
+        let session = &state.session;
+        let Some(link) = state.link.map(|current| current.link) else { return };
         for subscription in &state.session.subscriptions {
             let asks = |asked: &super::Asked| {
                 asked.options.retain_handling == RetainHandling::Send
@@ -217,18 +244,22 @@ impl Oracle {
                 let message = &self.messages[id];
                 let packet = message.len + topic.len() + OVERHEAD;
                 let fits = state.session.packet_max.is_none_or(|max| packet <= max as usize);
-                let is_mine = message.qos > QoS::AtMostOnce && fits && message.expiry.is_none();
+                // One that should have come live as well is missed once.
+                let plain = session.subscriptions.iter().filter(|s| s.share.is_none());
+                let is_known = plain.into_iter().any(|other| self.must(message, client, other));
+                let is_mine =
+                    !is_known && message.qos > QoS::AtMostOnce && fits && message.expiry.is_none();
                 // A value of another publisher may have come instead, and live.
                 let others =
                     self.baseline.get(topic) != Some(id) && self.candidates(topic).len() > 1;
                 if is_mine && !others && !state.session.seen.contains_key(id) {
-                    return Some(format!(
+                    let text = format!(
                         "client {client} subscribed to {} and never got {id}, retained on {topic}",
                         subscription.filter
-                    ));
+                    );
+                    missing.push(("replay", text));
                 }
             }
         }
-        None
     }
 }

@@ -1,0 +1,100 @@
+//! What the broker of a world allows: often little, so that its bounds are met. And what of it its
+//! clients keep to, and the oracle reckons with.
+#![forbid(unsafe_code)]
+
+use super::faults::{Faults, Kind};
+use super::random::Random;
+use crate::broker::Config;
+use crate::broker::strategy::{Strategies, Strategy};
+use crate::ids::PlacementKey;
+
+/// See the [module](self).
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// How many shards there are.
+    pub shards: usize,
+    /// Largest packet towards the broker.
+    pub packet_max: usize,
+    /// Longest keep alive; 0 is no cap.
+    pub keep_alive_max: u16,
+    /// Subscriptions of one session.
+    pub subscriptions_max: usize,
+    /// Whether there may be no room for another session.
+    pub few_sessions: bool,
+    /// Whether messages may be dropped, and are counted then.
+    pub drops: bool,
+    /// Whether little may wait for a client that does not read.
+    pub small_outbox: bool,
+    /// Whether publications may be refused for want of memory.
+    pub refuses: bool,
+}
+
+impl Terms {
+    /// A seed's choice, for clients with these ids that are to have their sessions at any time.
+    pub fn choose(
+        random: &mut Random,
+        faults: &mut Faults,
+        shards: usize,
+        placement: PlacementKey,
+        clients: &[String],
+    ) -> (Self, Config) {
+        // Chance is asked whether the kind is on or not: without one, the rest stays as it was.
+        let mut limits = |kind: Kind| {
+            let strikes = random.chance(300);
+            strikes && faults.strikes(kind, &mut Random::new(0, 0), 1000)
+        };
+        let queue = limits(Kind::QueueLimit);
+        let outbox = limits(Kind::OutboxLimit);
+        let memory = limits(Kind::MemoryLimit);
+        let few_sessions = limits(Kind::SessionLimit);
+        let subscriptions = limits(Kind::SubscriptionLimit);
+        let packets = limits(Kind::PacketLimit);
+        let keep_alive = limits(Kind::KeepAliveLimit);
+        let default = Config::default();
+        let at = |shard: usize| {
+            let is_home = |id: &&String| placement.home_of(id, shards).index() == shard;
+            clients.iter().filter(is_home).count()
+        };
+        let most_sessions = (0..shards).map(at).max().unwrap_or(0);
+        let mut choose = |on: bool, little: &[usize], much: usize| {
+            let little = random.pick(little);
+            if on { little } else { much }
+        };
+        let config = Config {
+            maximum_packet_size: choose(packets, &[300, 2000], 2 * 1024 * 1024) as u32,
+            keep_alive_max_secs: choose(keep_alive, &[5, 30], 0) as u16,
+            queue_len_max: choose(queue, &[1, 4, 20], default.queue_len_max),
+            queue_bytes_max: choose(queue, &[400, 3000, 100_000], default.queue_bytes_max),
+            outbox_bytes_max: choose(outbox, &[200, 3000, 50_000], default.outbox_bytes_max),
+            memory_budget: choose(memory, &[6000, 30_000], default.memory_budget),
+            sessions_max: choose(few_sessions, &[most_sessions], default.sessions_max),
+            subscriptions_max: choose(subscriptions, &[2, 4, 7], default.subscriptions_max),
+            in_flight_max: choose(true, &[1, 2, 10, 1024], 0) as u16,
+            receive_maximum: choose(true, &[1, 2, 5, 50, 1024], 0) as u16,
+            record_changes: random.chance(400),
+            shared_strategies: Strategies {
+                default: random.pick(&[
+                    Strategy::RoundRobin,
+                    Strategy::Random,
+                    Strategy::Sticky,
+                    Strategy::HashClientId,
+                    Strategy::HashTopic,
+                    Strategy::LeastInFlight,
+                ]),
+                ..Strategies::default()
+            },
+            ..default
+        };
+        let terms = Self {
+            shards,
+            packet_max: config.maximum_packet_size as usize,
+            keep_alive_max: config.keep_alive_max_secs,
+            subscriptions_max: config.subscriptions_max,
+            few_sessions,
+            drops: queue || outbox || memory,
+            small_outbox: outbox,
+            refuses: memory,
+        };
+        (terms, config)
+    }
+}
