@@ -616,7 +616,12 @@ impl Client {
             (_, Packet::ConnAck(_)) => {
                 oracle.fail("connack-twice", format!("client {index}"));
             }
-            // What comes behind a DISCONNECT of ours is thrown away.
+            // What comes behind a DISCONNECT of ours is thrown away, but for the end that the broker
+            // has made before it came to ours.
+            (Stage::Ending, Packet::Disconnect(disconnect)) => {
+                judge_end(self, network, oracle, link, Some(disconnect.reason));
+                oracle.on_will_unsure(link);
+            }
             (Stage::Ending, _) => {}
             (_, Packet::Publish(publish)) => self.on_publish(network, oracle, link, publish),
             (_, Packet::PubAck(ack)) => self.on_answer(oracle, ack, QoS::AtLeastOnce, false),
