@@ -7,20 +7,17 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 #![allow(clippy::print_stdout, reason = "the bytes are a result")]
 
+mod clients;
+
+use clients::{NOW, conn, connect};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use noctule::broker::{Accepted, Broker, Config, Frame};
-use noctule::clock::Time;
-use noctule::codec::mqtt::{Connect, ConnectProperties, Packet, Version};
+use noctule::broker::{Broker, Config, Frame};
+use noctule::codec::mqtt::Version;
 use noctule::ids::{ConnId, PlacementKey, ShardId};
 use std::hint::black_box;
 
-const NOW: Time = Time::from_nanos(1_000_000_000);
 /// 40 bytes.
 const TOPIC: &str = "plant/7/line/3/machine/41/temperature/av";
-
-fn conn(index: u32) -> ConnId {
-    ConnId { index, generation: 1 }
-}
 
 /// Handles one frame, as bytes.
 fn handle(broker: &mut Broker, conn: ConnId, frame: &[u8]) {
@@ -43,32 +40,12 @@ fn flush(broker: &mut Broker) -> usize {
     sent
 }
 
-fn connect(broker: &mut Broker, index: u32, aliases: Option<u16>) {
-    broker.handle_open(NOW, conn(index), Accepted { at: NOW, listener: 0, peer: None });
-    let properties =
-        ConnectProperties { topic_alias_maximum: aliases, ..ConnectProperties::default() };
-    let connect = Connect {
-        version: Version::V5,
-        bridge: false,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: &format!("client-{index}"),
-        user_name: None,
-        password: None,
-        will: None,
-        properties,
-    };
-    let mut frame = Vec::new();
-    Packet::Connect(connect).encode(Version::V5, &mut frame);
-    handle(broker, conn(index), &frame);
-}
-
 /// A publisher, connection 0, and so many subscribers of everything.
 fn world(subscribers: u32, aliases: Option<u16>) -> Broker {
     let mut broker = Broker::new(Config::default(), ShardId::new(0), 1, PlacementKey(1), 1);
-    connect(&mut broker, 0, None);
+    connect(&mut broker, 0, Version::V5, None);
     for index in 1..=subscribers {
-        connect(&mut broker, index, aliases);
+        connect(&mut broker, index, Version::V5, aliases);
         handle(&mut broker, conn(index), b"\x82\x07\x00\x01\x00\x00\x01#\x00");
     }
     flush(&mut broker);

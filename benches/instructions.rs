@@ -9,12 +9,13 @@
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::print_stdout, reason = "its result")]
 
-use noctule::broker::{Accepted, Broker, Config, Frame, Step};
-use noctule::clock::Time;
-use noctule::codec::mqtt::{self, Connect, ConnectProperties, Packet, Side, Version};
+mod clients;
+
+use clients::{NOW, conn, connect};
+use noctule::broker::{Broker, Config, Frame, Step};
+use noctule::codec::mqtt::{self, Packet, Side, Version};
 use noctule::ids::{ConnId, PlacementKey, ShardId};
 
-const NOW: Time = Time::from_nanos(1_000_000_000);
 /// Frames that one read brings.
 const BATCH: usize = 64;
 
@@ -28,10 +29,6 @@ const CASES: &[Case] = &[
     ("fan-out-100-v4", Version::V311, 0, 1, 100, 64),
     ("fan-in-100-v4", Version::V311, 0, 100, 0, 16),
 ];
-
-fn conn(index: u32) -> ConnId {
-    ConnId { index, generation: 1 }
-}
 
 /// Handles whole frames, as the shard does.
 fn handle(broker: &mut Broker, conn: ConnId, mut data: &[u8]) {
@@ -62,24 +59,6 @@ fn flush(broker: &mut Broker, mut each: impl FnMut(ConnId, &[u8])) {
     if broker.out.dirty.conns.is_empty() {
         broker.out.dirty.conns = dirty;
     }
-}
-
-fn connect(broker: &mut Broker, index: u32, version: Version) {
-    broker.handle_open(NOW, conn(index), Accepted { at: NOW, listener: 0, peer: None });
-    let connect = Connect {
-        version,
-        bridge: false,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: &format!("client-{index}"),
-        user_name: None,
-        password: None,
-        will: None,
-        properties: ConnectProperties::default(),
-    };
-    let mut frame = Vec::new();
-    Packet::Connect(connect).encode(version, &mut frame);
-    handle(broker, conn(index), &frame);
 }
 
 /// A frame with a body of less than 128 bytes.
@@ -143,16 +122,16 @@ fn run(case: &Case, messages: usize) {
     let &(_, version, qos, publishers, subscribers, payload) = case;
     let mut broker = Broker::new(Config::default(), ShardId::new(0), 1, PlacementKey(1), 1);
     for index in 0..publishers {
-        connect(&mut broker, index, version);
+        connect(&mut broker, index, version, None);
     }
     let mut index = publishers;
     if subscribers == 0 {
-        connect(&mut broker, index, version);
+        connect(&mut broker, index, version, None);
         subscribe(&mut broker, index, version, "bench/#", qos);
     }
     for publisher in 0..publishers {
         for _ in 0..subscribers {
-            connect(&mut broker, index, version);
+            connect(&mut broker, index, version, None);
             subscribe(&mut broker, index, version, &topic(publisher), qos);
             index += 1;
         }

@@ -16,11 +16,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::codec::mqtt::{Ack, Delivery, PacketId, PacketKind, Publish, QoS, ReasonCode, Version};
+use crate::codec::mqtt::{Ack, Delivery, PacketId, PacketKind, QoS, ReasonCode};
 use crate::ids::ConnId;
-use crate::limits::{OUTBOX_BYTES_MARK, SHARE_PAYLOAD_FROM};
+use crate::limits::OUTBOX_BYTES_MARK;
 
 use super::alias::{Naming, TopicId};
+use super::as_received::AsReceived;
 use super::change::{Parked, Record};
 use super::conn::{Conn, Conns, State};
 use super::inflight::Stage;
@@ -29,7 +30,7 @@ use super::queue::{Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::Chosen;
 use super::variant::Form;
-use super::{Broker, Dirty, Frame, Stats, memory, replay};
+use super::{Broker, Dirty, Stats, memory, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -53,76 +54,11 @@ pub(crate) struct Publication<'a> {
     pub(crate) memo: Memo,
 }
 
-/// A PUBLISH that who gets it at its own QoS, without RETAIN, by its topic's name and without
-/// Subscription Identifiers gets as it came, but for DUP and the packet id, if they speak the same
-/// version.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AsReceived<'a> {
-    is_v5: bool,
-    qos: QoS,
-    packet_id_at: usize,
-    bytes: &'a [u8],
-}
-
-impl<'a> AsReceived<'a> {
-    /// A large payload is shared and not copied; an expiry counts down; what says nothing to the
-    /// receiver (an alias, flags of 3.1 without meaning) is not passed on.
-    #[inline]
-    pub(super) fn of(publish: &Publish<'_>, frame: Frame<'a>, version: Version) -> Option<Self> {
-        let (bytes, qos) = (frame.bytes, publish.qos);
-        let has_no_flags =
-            bytes[0] & !DUP == first_byte(qos) && publish.dup == (bytes[0] & DUP != 0);
-        let is_same = has_no_flags
-            && frame.shared.is_none()
-            && bytes.len() < SHARE_PAYLOAD_FROM
-            && publish.properties.are_verbatim();
-        // Of a frame of this length, the length takes one byte or two.
-        let header_len = 2 + usize::from(bytes[1] >> 7);
-        let packet_id_at = header_len + 2 + publish.topic.len();
-        is_same.then_some(Self { is_v5: version == Version::V5, qos, packet_id_at, bytes })
-    }
-
-    /// Whether this client gets it so, on these terms.
-    #[inline]
-    fn fits(&self, conn: &Conn, qos: QoS, terms: &Terms<'_>) -> bool {
-        let is_v5 = conn.version() == Version::V5;
-        is_v5 == self.is_v5
-            && qos == self.qos
-            && conn.aliases.is_none()
-            && (!is_v5 || terms.subscription_ids.is_empty())
-            && self.bytes.len() <= conn.packet_size_max as usize
-    }
-
-    #[inline]
-    fn append(self, (id, conn): (ConnId, &mut Conn), dirty: &mut Dirty, packet_id: PacketId) {
-        conn.append(id, dirty, |outbox| {
-            let tail = outbox.tail();
-            let start = tail.len();
-            tail.extend_from_slice(self.bytes);
-            let packet = &mut tail[start..];
-            packet[0] = first_byte(self.qos);
-            let at = self.packet_id_at;
-            packet[at..at + 2].copy_from_slice(&packet_id.get().to_be_bytes());
-        });
-    }
-}
-
 /// What is copied for one receiver.
 enum Source<'a> {
     AsReceived(AsReceived<'a>),
     Variant(Form),
 }
-
-/// Of a PUBLISH.
-const DUP: u8 = 0x08;
-
-/// Of a PUBLISH without DUP and RETAIN.
-#[inline]
-const fn first_byte(qos: QoS) -> u8 {
-    0x30 | (qos as u8) << 1
-}
-
-const _: () = assert!(SHARE_PAYLOAD_FROM <= 0x3FFF, "a length of two bytes");
 
 /// What is made once per publication: [`Default`] for each new one.
 #[derive(Debug, Default)]

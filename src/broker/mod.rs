@@ -19,7 +19,8 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod alias;
-pub mod auth;
+pub mod as_received;
+mod auth;
 pub mod authentication;
 pub mod change;
 pub(crate) mod conn;
@@ -389,7 +390,7 @@ impl Broker {
             replays: replay::Replays::new(place, seed),
             shared_subs: shared_sub::SharedSubs::new(place, seed, config.shared_strategies.clone()),
             subscribing: subscribe::Subscribing::new(place, seed),
-            routing: route::Routing::new(place, seed),
+            routing: route::Routing::new(),
             config,
         }
     }

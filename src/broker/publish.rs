@@ -14,9 +14,10 @@ use crate::clock::Time;
 use crate::codec::mqtt::{Ack, PacketId, PacketKind, Publish, QoS, ReasonCode, Version};
 use crate::ids::ConnId;
 
+use super::as_received::AsReceived;
 use super::change::{Parked, Record};
 use super::conn::Alias;
-use super::deliver::{AsReceived, Memo, Publication};
+use super::deliver::{Memo, Publication};
 use super::inflight::Held;
 use super::message::{Payload, STORED_OVERHEAD};
 use super::policy::Refusal;

@@ -29,7 +29,7 @@ use super::shared_sub::{Chosen, GroupId};
 use super::strategy::Strategy;
 use super::subscribe::{self, FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
-use super::{Broker, Place, Wait, memory, replay};
+use super::{Broker, Wait, memory, replay};
 
 /// What became of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ struct Ending {
 }
 
 impl Routing {
-    pub(crate) fn new(_place: Place, _seed: u64) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             full: ShardSet::EMPTY,
             filled: ShardSet::EMPTY,

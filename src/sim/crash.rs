@@ -11,12 +11,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::time::Duration;
 
 use super::disk::Disk;
+use super::folder::{self, Folder};
 use super::random::Random;
 use crate::broker::{Accepted, Batch, Broker, Config, Disconnection, Frame, Step};
 use crate::clock::Time;
@@ -29,10 +28,7 @@ use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::journal::log::{Log, Options};
 use crate::journal::record::{Batch as Changes, Clocks};
 use crate::journal::recover::{Recovered, recover};
-use crate::journal::scan::Store;
-use crate::journal::segment;
 
-const FOLDER: &str = "/journal";
 const TOPIC: &str = "t";
 /// Messages of each publisher.
 const MESSAGES: u32 = 6;
@@ -44,29 +40,6 @@ const SEEDS: u64 = 150;
 const STEPS: u32 = 1500;
 /// Wall time of the run's beginning.
 const UNIX_MS: u64 = 1_000_000_000_000;
-
-struct Folder<'a>(&'a Disk);
-
-impl Store for Folder<'_> {
-    fn list(&self) -> io::Result<Vec<(u32, u64)>> {
-        let number =
-            |(path, bytes): (&Path, &[u8])| Some((segment::number_of(path)?, bytes.len() as u64));
-        Ok(self.0.files().filter_map(number).collect())
-    }
-
-    fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        let path = segment::path(Path::new(FOLDER), file);
-        let (_, bytes) = self.0.files().find(|(p, _)| *p == path).ok_or(io::ErrorKind::NotFound)?;
-        into.clear();
-        let rest = bytes.get(offset as usize..).unwrap_or_default();
-        into.extend_from_slice(&rest[..rest.len().min(len)]);
-        Ok(())
-    }
-
-    fn name(&self, file: u32) -> String {
-        format!("{file}")
-    }
-}
 
 /// What one shard says to another, in its order.
 enum Said {
@@ -119,7 +92,7 @@ struct World {
 
 fn options() -> Options {
     Options {
-        folder: FOLDER.into(),
+        folder: folder::PATH.into(),
         placement: KEY.0,
         segment_bytes_first: 32 * 1024,
         segment_bytes_max: 64 * 1024,

@@ -17,6 +17,8 @@ mod crash;
 pub mod disk;
 pub mod faults;
 #[cfg(test)]
+mod folder;
+#[cfg(test)]
 mod journal;
 mod judge;
 mod login;

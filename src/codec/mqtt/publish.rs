@@ -108,19 +108,6 @@ impl PartialEq for Verbatim<'_> {
 impl Eq for Verbatim<'_> {}
 
 impl<'a> PublishProperties<'a> {
-    /// Decoded, and there are none.
-    const NONE: Self = Self {
-        payload_format: None,
-        message_expiry_interval: None,
-        topic_alias: None,
-        response_topic: None,
-        correlation_data: None,
-        content_type: None,
-        user_properties: UserProperties::EMPTY,
-        subscription_ids: SubscriptionIds::EMPTY,
-        verbatim: Verbatim(Some(&[])),
-    };
-
     /// Whether all of them are forwarded, as they came.
     pub fn are_verbatim(&self) -> bool {
         self.verbatim.0.is_some()
@@ -277,7 +264,9 @@ impl<'a> Publish<'a> {
         }
         let topic = topic::read_name(packet, known)?;
         let packet_id = if qos == QoS::AtMostOnce { None } else { Some(packet.packet_id()?) };
-        let mut properties = PublishProperties::NONE;
+        // There are none.
+        let mut properties =
+            PublishProperties { verbatim: Verbatim(Some(&[])), ..PublishProperties::default() };
         if version == Version::V5 {
             if packet.rest().first() == Some(&0) {
                 packet.u8()?;

@@ -6,14 +6,13 @@
 
 mod naive;
 
-use std::io;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::disk::Disk;
+use super::folder::{self, Folder};
 use super::random::Random;
 use crate::broker::Record;
 use crate::broker::durable::{MessageId, PacketId};
@@ -24,38 +23,11 @@ use crate::io::file::FileOp;
 use crate::journal::log::{Log, Options};
 use crate::journal::record::{Batch, Clocks, message_of};
 use crate::journal::recover::{Recovered, recover};
-use crate::journal::scan::Store;
-use crate::journal::segment;
 use naive::{Naive, seen_of};
-
-const FOLDER: &str = "/journal";
-
-struct Folder<'a>(&'a Disk);
-
-impl Store for Folder<'_> {
-    fn list(&self) -> io::Result<Vec<(u32, u64)>> {
-        let number =
-            |(path, bytes): (&Path, &[u8])| Some((segment::number_of(path)?, bytes.len() as u64));
-        Ok(self.0.files().filter_map(number).collect())
-    }
-
-    fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        let path = segment::path(Path::new(FOLDER), file);
-        let (_, bytes) = self.0.files().find(|(p, _)| *p == path).ok_or(io::ErrorKind::NotFound)?;
-        into.clear();
-        let rest = bytes.get(offset as usize..).unwrap_or_default();
-        into.extend_from_slice(&rest[..rest.len().min(len)]);
-        Ok(())
-    }
-
-    fn name(&self, file: u32) -> String {
-        format!("{file:08}.journal")
-    }
-}
 
 fn options() -> Options {
     Options {
-        folder: FOLDER.into(),
+        folder: folder::PATH.into(),
         placement: 7,
         segment_bytes_first: 32 * 1024,
         segment_bytes_max: 64 * 1024,
