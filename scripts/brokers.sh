@@ -82,7 +82,7 @@ try_broker() {
     mkdir "$work/broker"
     if [[ "$name" == noctule-* ]]; then
         command=("$noctule" serve --listen 127.0.0.1:0 --io "${name#noctule-}" --shards "${shards:-1}"
-            --data "$work/broker" --ready-file "$work/ready")
+            --durability "${durability:-none}" --data "$work/broker" --ready-file "$work/ready")
     else
         read_peer "$name"
         port=$((20000 + RANDOM % 10000))

@@ -21,6 +21,9 @@ source scripts/brokers.sh
 bounds=perf/cost-bounds.json
 # shellcheck disable=SC2034 # brokers.sh
 broker_cpu=0
+# The default, which clean sessions are not to pay for.
+# shellcheck disable=SC2034 # brokers.sh
+durability=power
 generator_cpu=1
 strace_pid=
 

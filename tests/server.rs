@@ -259,6 +259,28 @@ fn noctule_alone_serves_and_says_what_to_try() {
     assert!(dir.path().join("noctule-data/placement.key").exists());
 }
 
+/// Where the data are, when nobody has said it: where systemd has made room, and said in the log.
+#[test]
+fn data_is_where_systemd_says_and_memory_is_warned_of() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ready = dir.path().join("ready.json");
+    let args = ["serve", "--listen", "127.0.0.1:0", "--ready-file", "ready.json"];
+    let state = dir.path().join("state");
+    let mut command = noctule(dir.path(), &args);
+    command.env("STATE_DIRECTORY", &state);
+    let stderr = text(&Served::start(command, &ready).stop().stderr);
+    assert!(state.join("journal").is_dir(), "{stderr}");
+    assert!(stderr.contains(state.to_str().expect("UTF-8")), "{stderr}");
+    // A file system in memory, where there is one.
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    let data = memory.path().to_str().expect("UTF-8");
+    for (level, is_warned) in [("power", true), ("process", false)] {
+        let args = [&args[..], &["--data", data, "--durability", level]].concat();
+        let stderr = text(&Served::start(noctule(dir.path(), &args), &ready).stop().stderr);
+        assert_eq!(stderr.contains("survives a power cut"), is_warned, "{level}: {stderr}");
+    }
+}
+
 #[test]
 fn the_log_is_json_when_asked_for_and_quiet_when_asked_to() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -47,6 +47,15 @@ impl DataDir {
         &self.path
     }
 
+    /// Whether it is in memory (tmpfs, ramfs), where nothing outlives the machine's power.
+    pub fn is_in_memory(&self) -> bool {
+        // statfs(2)
+        const TMPFS_MAGIC: u32 = 0x0102_1994;
+        const RAMFS_MAGIC: u32 = 0x8584_58f6;
+        let kind = rustix::fs::statfs(&self.path).map(|found| found.f_type as u32);
+        kind.is_ok_and(|kind| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind))
+    }
+
     /// The key of the hashes that place sessions and topics on shards (SHARDS.md H6).
     pub fn placement(&self) -> PlacementKey {
         self.placement

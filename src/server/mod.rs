@@ -190,7 +190,14 @@ fn assemble(
 
     let ready =
         Ready { pid: std::process::id(), listeners: addresses, io: backend, shards: plan.shards() };
-    banner(config, &ready, &plan, &features, descriptors.soft);
+    banner(config, &data, &ready, &plan, &features, descriptors.soft);
+    if config.durability.highest() == Level::Power && data.is_in_memory() {
+        tracing::warn!(
+            path = %data.path().display(),
+            "the data directory is in memory, where nothing survives a power cut: choose one on a \
+             disk with --data, or say --durability process"
+        );
+    }
     if let Some(why) = reason {
         tracing::warn!("serving on epoll: {}", with_doctor(&why));
     }
@@ -335,7 +342,14 @@ fn broker_config(config: &Config, shards: usize) -> broker::Config {
     }
 }
 
-fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descriptors: u64) {
+fn banner(
+    config: &Config,
+    data: &DataDir,
+    ready: &Ready,
+    plan: &Plan,
+    features: &str,
+    descriptors: u64,
+) {
     use config::units::{ByteSize, Span};
     let size = |bytes: usize| ByteSize(bytes as u64).to_string();
     let limits = &config.limits;
@@ -361,7 +375,9 @@ fn banner(config: &Config, ready: &Ready, plan: &Plan, features: &str, descripto
         descriptors,
         "limits"
     );
-    tracing::info!(path = %config.data.display(), durability = config.durability.highest().as_str(), "data directory");
+    // Where that is depends on the working directory, unless it is said.
+    let data = std::path::absolute(data.path()).unwrap_or_else(|_| data.path().to_owned());
+    tracing::info!(path = %data.display(), durability = config.durability.highest().as_str(), "data directory");
     for address in &ready.listeners {
         tracing::info!(%address, "listening");
     }

@@ -32,7 +32,7 @@ pub struct Wire {
     /// What `recv` returned last.
     pub(super) frame: Vec<u8>,
     /// Packets that came before one that was waited for out of order.
-    early: VecDeque<Vec<u8>>,
+    pub(super) early: VecDeque<Vec<u8>>,
 }
 
 impl Wire {
@@ -115,16 +115,22 @@ impl Wire {
     /// This packet comes, and others before it stay where they are: for two streams of packets
     /// whose order between them is not said.
     pub fn expect_among_others(&mut self, expected: &[u8]) {
-        let mut others = VecDeque::new();
-        loop {
+        self.frame_behind(|frame| frame != expected);
+    }
+
+    /// The first packet that is none of `others`, which stay where they are.
+    pub fn frame_behind(&mut self, others: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let mut before = VecDeque::new();
+        let found = loop {
             let frame = self.frame();
-            if frame == expected {
-                break;
+            if !others(&frame) {
+                break frame;
             }
-            others.push_back(frame);
-        }
-        others.append(&mut self.early);
-        self.early = others;
+            before.push_back(frame);
+        };
+        before.append(&mut self.early);
+        self.early = before;
+        found
     }
 
     /// The next packet is this one.

@@ -8,6 +8,7 @@ pub mod file;
 pub mod raw;
 pub mod units;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::broker::strategy::{self, Strategies};
-use crate::broker::{Durability, Level, QoS, Refer, Referral};
+use crate::broker::{Durability, QoS, Refer, Referral};
 use crate::{io, limits};
 pub use file::suggest;
 use raw::{CapabilitySettings, LimitSettings, LogLevel, ReferralSettings, Settings};
@@ -249,7 +250,7 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
         shards: settings.shards.unwrap_or_default(),
         cpus: settings.cpus,
         io: settings.io.unwrap_or_default(),
-        data: settings.data.unwrap_or_else(|| PathBuf::from("noctule-data")),
+        data: settings.data.unwrap_or_else(|| default_data(std::env::var_os("STATE_DIRECTORY"))),
         ready_file: settings.ready_file,
         stats_file: settings.stats_file,
         log_level: settings.log.level.unwrap_or_else(|| LogLevel("info".to_owned())),
@@ -268,6 +269,13 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
     })
 }
 
+/// The first directory that systemd has made for the service (`StateDirectory=`), else one in the
+/// working directory.
+fn default_data(state_directories: Option<OsString>) -> PathBuf {
+    let given = state_directories.as_deref().and_then(|all| std::env::split_paths(all).next());
+    given.filter(|path| path.is_absolute()).unwrap_or_else(|| PathBuf::from("noctule-data"))
+}
+
 fn resolve_durability(settings: &Settings) -> Durability {
     // Those that flags name come first, and have the default.
     let mut listeners = vec![None; settings.listen.len()];
@@ -275,7 +283,7 @@ fn resolve_durability(settings: &Settings) -> Durability {
     while listeners.pop_if(|level| level.is_none()).is_some() {}
     let topics = settings.rule.iter();
     Durability {
-        default: settings.durability.default.unwrap_or(Level::None),
+        default: settings.durability.default.unwrap_or_default(),
         listeners,
         topics: topics
             .filter_map(|rule| Some((rule.filter.0.as_str().into(), rule.durability?)))

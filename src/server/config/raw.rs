@@ -38,7 +38,8 @@ pub struct Settings {
     /// [default: auto]
     #[arg(long, value_name = "BACKEND", env = "NOCTULE_IO")]
     pub io: Option<io::Choice>,
-    /// Directory for what must survive a restart; created when missing [default: noctule-data]
+    /// Directory for what must survive a restart, created when missing; without this
+    /// $STATE_DIRECTORY, which systemd sets, or else noctule-data
     #[arg(long, value_name = "DIR", env = "NOCTULE_DATA")]
     pub data: Option<PathBuf>,
     /// Accept clients without credentials also on addresses that other machines can reach
@@ -212,7 +213,7 @@ pub struct ReferralSettings {
 pub struct DurabilitySettings {
     /// What sessions that outlive their connection, their messages and retained messages survive
     /// once they are acknowledged: none (a restart loses them), process (kill -9) or power (a power
-    /// cut) [default: none]
+    /// cut) [default: power]
     #[arg(long = "durability", value_name = "LEVEL", env = "NOCTULE_DURABILITY")]
     pub default: Option<Level>,
 }

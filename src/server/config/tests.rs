@@ -205,9 +205,18 @@ fn one_address_is_one_listener() {
 }
 
 #[test]
+fn data_is_kept_where_systemd_says() {
+    let data = |given: &str| default_data(Some(OsString::from(given)));
+    assert_eq!(default_data(None), Path::new("noctule-data"));
+    assert_eq!(data(""), Path::new("noctule-data"));
+    assert_eq!(data("/var/lib/noctule"), Path::new("/var/lib/noctule"));
+    assert_eq!(data("/var/lib/a:/var/lib/b"), Path::new("/var/lib/a"));
+}
+
+#[test]
 fn durability_of_all_of_listeners_and_of_topics() {
     use crate::broker::Level;
-    assert_eq!(resolve(from_toml("")).expect("holds").durability.default, Level::None);
+    assert_eq!(resolve(from_toml("")).expect("holds").durability.default, Level::Power);
     let text = "[durability]\ndefault = \"process\"\n\
                 [[listener]]\naddress = \"1\"\n\
                 [[listener]]\naddress = \"2\"\ndurability = \"none\"\n\
