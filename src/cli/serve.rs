@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser};
+use rustix::process::Signal;
 
 use super::{EXIT_BROKEN, EXIT_USAGE, fail};
+use crate::io::tap::TapOptions;
 use crate::limits::LISTEN_DEFAULT;
 use crate::server::config::raw::Settings;
-use crate::server::config::{self, LogFormat};
+use crate::server::config::{self, LogFormat, Rig};
 use crate::server::{self, Failure, Ready, logging};
 
 /// Added to a signal's number for the exit code, as shells do.
@@ -27,6 +29,25 @@ pub struct Flags {
     print_config: bool,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    rig: RigFlags,
+}
+
+/// For `noctule crashtest` and the tests: what stands between the journal and its files.
+#[derive(Args, Debug)]
+struct RigFlags {
+    /// Where all operations on the journal's files are recorded
+    #[arg(long, hide = true, value_name = "FILE")]
+    rig_tape: Option<PathBuf>,
+    /// Which of them fail or are late; read before each
+    #[arg(long, hide = true, value_name = "FILE")]
+    rig_faults: Option<PathBuf>,
+    /// Size of the journal's segments
+    #[arg(long, hide = true, value_name = "BYTES")]
+    rig_segment_bytes: Option<u64>,
+    /// End when the process that has started this one ends
+    #[arg(long, hide = true)]
+    rig_child: bool,
 }
 
 /// `noctule` alone: as `noctule serve` without flags, and it says what to try next.
@@ -51,10 +72,19 @@ pub fn run(flags: Flags) -> ExitCode {
 }
 
 fn start(flags: Flags, greet: bool) -> ExitCode {
-    let config = match config::load(flags.settings, flags.config.as_deref()) {
+    let mut config = match config::load(flags.settings, flags.config.as_deref()) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),
     };
+    let RigFlags { rig_tape, rig_faults, rig_segment_bytes, rig_child } = flags.rig;
+    config.rig = Rig {
+        tap: TapOptions { tape: rig_tape, faults: rig_faults },
+        segment_bytes: rig_segment_bytes,
+    };
+    if rig_child {
+        // Should the kernel refuse, then who has started this one ends it, or nobody does.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    }
     logging::init(&config.log_level, config.log_format);
     warn_of_unknown_variables();
     let text = config.log_format == LogFormat::Text;

@@ -65,6 +65,7 @@ mod pool;
 pub mod probe;
 pub mod socket;
 mod table;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 mod token;

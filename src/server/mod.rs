@@ -26,9 +26,10 @@ use serde::Serialize;
 use crate::broker::Level;
 use crate::io::probe::{self, Selected};
 use crate::io::socket;
+use crate::io::tap::Tap;
 use crate::journal::record::Clocks;
 use crate::journal::{log, recover};
-use crate::shard::{Log, ShardStats};
+use crate::shard::{Disk, Log, ShardStats};
 use crate::{broker, clock, limits};
 use affinity::Plan;
 use config::Config;
@@ -225,12 +226,15 @@ fn recover(
         return Ok(None);
     }
     let began = clock::now();
+    let rig = &config.rig;
     let options = log::Options {
         folder: folder.clone(),
         placement: data.placement().0,
-        segment_bytes_first: limits::JOURNAL_SEGMENT_BYTES_FIRST,
-        segment_bytes_max: limits::JOURNAL_SEGMENT_BYTES_MAX,
+        segment_bytes_first: rig.segment_bytes.unwrap_or(limits::JOURNAL_SEGMENT_BYTES_FIRST),
+        segment_bytes_max: rig.segment_bytes.unwrap_or(limits::JOURNAL_SEGMENT_BYTES_MAX),
     };
+    let tap = Tap::new(&rig.tap)
+        .map_err(|error| StartError::new(format!("cannot record the journal: {error}")))?;
     let recover::Recovered { state, log, report } = recover::open(options, seed)
         .map_err(|error| StartError::new(format!("cannot recover: {error}")))?;
     let now = clock::now();
@@ -253,7 +257,7 @@ fn recover(
     }
     let unix_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
     Ok(Some(threads::Recovered {
-        log: Log::Disk(Box::new(log)),
+        log: Log::Disk(Box::new(Disk { log, tap })),
         parts: state.partition(data.placement(), shards),
         clocks: Clocks { monotonic: now, unix_ms },
     }))

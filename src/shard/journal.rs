@@ -16,6 +16,7 @@ use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::Backend;
 use crate::io::file::{FileDone, FileOp};
+use crate::io::tap::{Passed, Tap};
 use crate::journal::log;
 use crate::journal::record::{Batch, Clocks};
 use crate::limits::{BATCH_BYTES_KEPT, SHARDS_MAX};
@@ -41,7 +42,44 @@ pub enum Log {
     /// Nothing lasts; a change is committed in the tick behind the one in which it came.
     Memory(Box<Memory>),
     /// Segments on disk.
-    Disk(Box<log::Log>),
+    Disk(Box<Disk>),
+}
+
+/// See [`Log::Disk`].
+#[derive(Debug)]
+pub struct Disk {
+    /// What is written.
+    pub log: log::Log,
+    /// What stands between it and its files; none in service.
+    pub tap: Option<Tap>,
+}
+
+impl Disk {
+    fn deadline(&self) -> Option<Time> {
+        let held = self.tap.as_ref().and_then(Tap::deadline);
+        self.log.deadline().into_iter().chain(held).min()
+    }
+
+    fn next_op(&mut self, now: Time) -> Option<FileOp> {
+        let Some(tap) = &mut self.tap else { return self.log.next_op() };
+        if let Some(op) = tap.due(now) {
+            return Some(op);
+        }
+        loop {
+            match tap.pass(now, self.log.next_op()?) {
+                Passed::On(op) => return Some(op),
+                Passed::Failed(done) => self.log.handle_done(*done),
+                Passed::Held => {}
+            }
+        }
+    }
+
+    fn handle_done(&mut self, mut done: FileDone) {
+        if let Some(tap) = &mut self.tap {
+            tap.over(&mut done);
+        }
+        self.log.handle_done(done);
+    }
 }
 
 /// See [`Log::Memory`].
@@ -61,7 +99,7 @@ impl Log {
     fn append(&mut self, origin: ShardId, batch: &Batch) {
         match self {
             Self::Memory(memory) => memory.appended[origin.index()] = batch.last(),
-            Self::Disk(log) => log.append(origin, batch),
+            Self::Disk(disk) => disk.log.append(origin, batch),
         }
     }
 
@@ -69,56 +107,56 @@ impl Log {
     fn set_clocks(&mut self, clocks: Clocks) {
         match self {
             Self::Memory(memory) => memory.committed = memory.appended,
-            Self::Disk(log) => log.set_clocks(clocks),
+            Self::Disk(disk) => disk.log.set_clocks(clocks),
         }
     }
 
     fn committed(&self, origin: ShardId) -> u64 {
         match self {
             Self::Memory(memory) => memory.committed[origin.index()],
-            Self::Disk(log) => log.committed(origin),
+            Self::Disk(disk) => disk.log.committed(origin),
         }
     }
 
     fn is_down(&self) -> bool {
         match self {
             Self::Memory(_) => false,
-            Self::Disk(log) => log.is_down(),
+            Self::Disk(disk) => disk.log.is_down(),
         }
     }
 
     fn is_idle(&self) -> bool {
         match self {
             Self::Memory(memory) => memory.committed == memory.appended,
-            Self::Disk(log) => log.is_idle(),
+            Self::Disk(disk) => disk.log.is_idle(),
         }
     }
 
     fn last_error(&self) -> Option<&str> {
         match self {
             Self::Memory(_) => None,
-            Self::Disk(log) => log.last_error(),
+            Self::Disk(disk) => disk.log.last_error(),
         }
     }
 
     fn deadline(&self) -> Option<Time> {
         match self {
             Self::Memory(_) => (!self.is_idle()).then_some(Time::ZERO),
-            Self::Disk(log) => log.deadline(),
+            Self::Disk(disk) => disk.deadline(),
         }
     }
 
-    fn next_op(&mut self) -> Option<FileOp> {
+    fn next_op(&mut self, now: Time) -> Option<FileOp> {
         match self {
             Self::Memory(_) => None,
-            Self::Disk(log) => log.next_op(),
+            Self::Disk(disk) => disk.next_op(now),
         }
     }
 
     fn handle_done(&mut self, done: FileDone) {
         match self {
             Self::Memory(_) => {}
-            Self::Disk(log) => log.handle_done(done),
+            Self::Disk(disk) => disk.handle_done(done),
         }
     }
 }
@@ -220,7 +258,7 @@ impl<B: Backend> Shard<B> {
                     log.append(self.id, own);
                     own.clear(BATCH_BYTES_KEPT);
                 }
-                while let Some(op) = log.next_op() {
+                while let Some(op) = log.next_op(self.now) {
                     self.backend.file(op);
                 }
                 // The last commit of the life before is written again: nobody knows whether it was

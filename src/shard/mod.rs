@@ -21,7 +21,7 @@ mod receive;
 mod stop;
 
 pub use control::{ControlMessage, LoopCounters, ShardStats};
-pub use journal::{Journal, Log, Memory};
+pub use journal::{Disk, Journal, Log, Memory};
 pub use lanes::Parcel;
 
 use crate::broker::{self, Auth, Broker, Disconnection, DurableState, Method};

@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use crate::broker::strategy::{self, Strategies};
 use crate::broker::{Durability, QoS, Refer, Referral};
+use crate::io::tap::TapOptions;
 use crate::{io, limits};
 pub use file::suggest;
 use raw::{CapabilitySettings, LimitSettings, LogLevel, ReferralSettings, Settings};
@@ -56,6 +57,17 @@ pub struct Config {
     pub referral: Option<Referral>,
     /// What an acknowledgement promises: to all, by listener, by topic filter.
     pub durability: Durability,
+    /// What `noctule crashtest` and the tests have the journal do; nothing in service.
+    pub rig: Rig,
+}
+
+/// See [`Config::rig`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rig {
+    /// Between the journal and its files.
+    pub tap: TapOptions,
+    /// Size of its segments.
+    pub segment_bytes: Option<u64>,
 }
 
 /// One address to listen on.
@@ -247,6 +259,7 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
     Ok(Config {
         listeners: resolve_listeners(&settings)?,
         durability: resolve_durability(&settings),
+        rig: Rig::default(),
         shards: settings.shards.unwrap_or_default(),
         cpus: settings.cpus,
         io: settings.io.unwrap_or_default(),
