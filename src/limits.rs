@@ -60,8 +60,24 @@ pub const RECEIVE_MAXIMUM: u16 = 1024;
 pub const IN_FLIGHT_MAX: u16 = 1024;
 /// QoS 1 and 2 messages queued behind the in-flight window of one session.
 pub const QUEUE_LEN_MAX: usize = 100_000;
-/// Their bytes.
+/// Bytes of those in memory: with a journal, more are left to it.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of those that only the journal has.
+pub const QUEUE_DISK_BYTES_MAX: usize = 4 * 1024 * 1024 * 1024;
+/// Bytes of one queue that are to be ready for a client that takes them, while the rest is on disk.
+pub const READ_WINDOW_BYTES: usize = 1024 * 1024;
+/// Bytes that one question to the journal asks for, give or take a message.
+pub const READ_PIECE_BYTES: usize = 512 * 1024;
+/// Messages that it asks for.
+pub const READ_PIECE_LEN: usize = 1024;
+/// Such questions of one shard that are open.
+pub const READS_OPEN_MAX: usize = 16;
+/// Messages of one queue that are evicted before it is another one's turn.
+pub const EVICT_STEP: usize = 64;
+/// Messages evicted where one more is queued while a shard holds more than it should.
+pub const EVICT_PER_MESSAGE: usize = 8;
+/// The same where a publication would be refused, or in one tick.
+pub const EVICT_PER_TICK: usize = 2048;
 /// Answers of one shard that wait for a commit; beyond, publishers are not read.
 pub const PARKED_MAX: usize = 65_536;
 /// Changes of one shard that the journal has not committed, above which its publishers wait.
@@ -194,6 +210,12 @@ pub const JOURNAL_DISK_SEGMENTS: u64 = 4;
 pub const JOURNAL_SPARES_MAX: usize = 2;
 /// Bytes of an old segment that are read at once, and looked through in one turn, to free it.
 pub const JOURNAL_CLEAN_BYTES: usize = 128 * 1024;
+/// Reads for messages that queues have left to the journal, under way at once.
+pub const JOURNAL_READS_MAX: usize = 4;
+/// Bytes of one of them, unless one record has more.
+pub const JOURNAL_READ_BACK_BYTES: usize = 512 * 1024;
+/// Bytes of an answer from which on it is given as far as it is.
+pub const JOURNAL_ANSWER_BYTES: usize = 1024 * 1024;
 /// Bytes of a new segment that are zeroed at once.
 pub const JOURNAL_ZERO_BYTES: usize = 1024 * 1024;
 /// Bytes that a recovery reads at once where it needs single records.
@@ -284,6 +306,7 @@ const _: () = {
     assert!(RING_ENTRIES.is_power_of_two());
     assert!(MATCH_CACHE_LEN.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
+    assert!(READ_PIECE_BYTES <= READ_WINDOW_BYTES);
     assert!(STOP_WAIT.as_secs() > 2 * SHUTDOWN_FLUSH.as_secs());
     assert!(CONNECT_SIZE_DEFAULT <= PACKET_SIZE_DEFAULT);
     assert!(CONNECT_SIZE_LEAST <= PACKET_SIZE_LEAST);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::codec::mqtt::{Ack, Delivery, PacketId, PacketKind, QoS, ReasonCode};
 use crate::ids::ConnId;
-use crate::limits::OUTBOX_BYTES_MARK;
+use crate::limits::{EVICT_PER_MESSAGE, OUTBOX_BYTES_MARK};
 
 use super::alias::{Naming, TopicId};
 use super::as_received::AsReceived;
@@ -26,11 +26,11 @@ use super::change::{Parked, Record};
 use super::conn::{Conn, Conns, State};
 use super::inflight::Stage;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload, Stored};
-use super::queue::{Queued, SubscriptionIds};
+use super::queue::{Body, Bounds, Left, Queued, SubscriptionIds};
 use super::session::{Outgoing, SessionKey};
 use super::shared_sub::Chosen;
 use super::variant::Form;
-use super::{Broker, Dirty, Stats, memory, replay};
+use super::{Broker, Dirty, Stats, evict, memory, replay};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -230,7 +230,9 @@ fn to_window_or_queue(
         broker;
     let Some(session) = sessions.get_mut(key) else { return };
     let size = publication.to_message(None).size();
-    if !publication.is_stored() && messages.bytes() + size > memory::bytes_max(config, *place) {
+    let is_short =
+        !publication.is_stored() && messages.bytes() + size > memory::bytes_max(config, *place);
+    if is_short && !evict::may_evict(config, session, publication.id) {
         stats.dropped_memory += 1;
         return broker.record_end(key, publication.id, terms.group);
     }
@@ -247,6 +249,7 @@ fn to_window_or_queue(
         && has_room(outgoing, conn)
         && outgoing.queue.is_empty()
         && outgoing.exchanges.is_resent()
+        && !is_short
     {
         let received = publication.as_received.filter(|it| it.fits(conn, qos, terms));
         let source = match received {
@@ -274,20 +277,67 @@ fn to_window_or_queue(
         }
         return;
     }
-    let bounds = (config.queue_len_max, config.queue_bytes_max);
+    to_queue(broker, now, key, publication, (size, is_short), terms, qos);
+}
+
+/// Queues it, in memory or where the journal has it, if the queue has room.
+fn to_queue(
+    broker: &mut Broker,
+    now: Time,
+    key: SessionKey,
+    publication: &Publication<'_>,
+    (size, is_short): (usize, bool),
+    terms: &Terms<'_>,
+    qos: QoS,
+) {
+    let Broker { sessions, messages, stats, config, .. } = broker;
+    let Some(session) = sessions.get_mut(key) else { return };
+    let evicted = publication
+        .id
+        .filter(|id| evict::may_evict(config, session, Some(*id)))
+        .filter(|_| is_short || evict::is_over(config, session, messages, size));
+    let is_online = session.conn.is_some();
+    let outgoing = session.outgoing.get_or_insert_with(Box::default);
+    let bounds = Bounds {
+        len: config.queue_len_max,
+        held: config.queue_bytes_max,
+        evicted: config.queue_disk_bytes_max,
+    };
+    let queued = |message| Queued {
+        message,
+        qos,
+        retain: terms.retain,
+        subscription_ids: SubscriptionIds::new(terms.subscription_ids),
+        group: terms.group,
+    };
     let mut expired = Vec::new();
-    let has_room = outgoing.queue.make_room(now, size, bounds, messages, &mut expired);
-    if has_room {
-        outgoing.queue.push(queued(publication.store(messages)), messages);
-        stats.messages_queued += 1;
-    } else {
-        stats.dropped_queue_full += 1;
-        broker.record_end(key, publication.id, terms.group);
+    let queue = &mut outgoing.queue;
+    let has_room = queue.make_room(now, size, evicted.is_some(), bounds, &mut expired);
+    match evicted {
+        _ if !has_room => {
+            stats.dropped_queue_full += 1;
+            broker.record_end(key, publication.id, terms.group);
+        }
+        Some(id) => {
+            let terms = queued(MessageKey::NONE);
+            queue.push_evicted((id, size, publication.deadline), terms, messages);
+            stats.messages_queued += 1;
+            stats.messages_evicted += 1;
+            evict::relieve(broker, EVICT_PER_MESSAGE);
+            if is_online {
+                evict::ask(broker, now, key);
+            }
+        }
+        None => {
+            queue.push(queued(publication.store(messages)), messages);
+            stats.messages_queued += 1;
+            evict::list(broker, key);
+            evict::relieve(broker, EVICT_PER_MESSAGE);
+        }
     }
-    for Queued { message, group, .. } in expired {
+    for left in expired {
         broker.stats.dropped_expired += 1;
-        broker.record_end(key, stored_id(&broker.messages, message), group);
-        broker.messages.release(message);
+        broker.drop_left(key, left);
     }
 }
 
@@ -433,11 +483,15 @@ impl Broker {
             match self.pump_one(now, key) {
                 Pumped::Sent => {}
                 Pumped::Recorded(conn, queued) => self.begin_recorded(key, conn, queued),
-                Pumped::Dropped(id, group) => self.record_end(key, id, group),
+                Pumped::Dropped(left) => self.drop_left(key, left),
                 Pumped::Unsent(index) => {
                     self.settle_exchange(key, index);
                 }
                 Pumped::Done => return replay::on_room(self, key),
+                Pumped::Wanting => {
+                    evict::ask(self, now, key);
+                    return replay::on_room(self, key);
+                }
             }
         }
     }
@@ -495,34 +549,39 @@ impl Broker {
         (messages, dirty, stats): (&mut Messages, &mut Dirty, &mut Stats),
         is_recorded: impl Fn(QoS) -> bool,
     ) -> Pumped {
-        let Some(queued) = outgoing.queue.front() else { return Pumped::Done };
-        let stored = messages.get(queued.message);
-        let is_expired = stored.is_expired(now);
-        if !is_expired && !has_room(outgoing, conn) {
-            return Pumped::Done;
+        let queue = &mut outgoing.queue;
+        let Some(front) = queue.front(now) else { return Pumped::Done };
+        let message = match front.body {
+            _ if front.is_expired => {
+                stats.dropped_expired += 1;
+                return queue.pop_left().map_or(Pumped::Done, Pumped::Dropped);
+            }
+            Body::Held(message) => message,
+            Body::Evicted(_) => return Pumped::Wanting,
+            // Counted when it was found to be lost.
+            Body::Lost(_) => return queue.pop_left().map_or(Pumped::Done, Pumped::Dropped),
+        };
+        if !has_room(outgoing, conn) {
+            return Pumped::done_but(outgoing.queue.evicted() > 0);
         }
+        let Some(queued) = outgoing.queue.pop() else { return Pumped::Done };
+        let stored = messages.get(message);
         let any_id = PacketId::new(1).expect("invariant: 1 is not 0");
         let is_recorded = is_recorded(queued.qos);
-        let mut delivery = to_delivery(now, stored, queued, any_id, false);
+        let mut delivery = to_delivery(now, stored, &queued, any_id, false);
         let naming = match is_recorded {
-            _ if is_expired => None,
             true => fits(conn, &delivery).then_some(Naming::Name),
             false => choose_stored(conn, stored, &mut delivery),
         };
-        let Some(queued) = outgoing.queue.pop(messages) else { return Pumped::Done };
         let Some(naming) = naming else {
-            match is_expired {
-                true => stats.dropped_expired += 1,
-                false => stats.dropped_too_large += 1,
-            }
-            let id = stored_id(messages, queued.message);
-            messages.release(queued.message);
-            return Pumped::Dropped(id, queued.group);
+            stats.dropped_too_large += 1;
+            let Queued { qos, group, .. } = queued;
+            return Pumped::Dropped(Left { body: Body::Held(message), qos, group });
         };
         if is_recorded {
             return Pumped::Recorded(id, queued);
         }
-        let (message, qos) = (queued.message, queued.qos);
+        let qos = queued.qos;
         let packet_id = outgoing.exchanges.begin(queued, Stage::Published);
         let index = outgoing.exchanges.len() - 1;
         let Some(queued) = &outgoing.exchanges.get(index).queued else { return Pumped::Done };
@@ -693,6 +752,12 @@ impl Broker {
         }
     }
 
+    /// The same for what leaves the queue unsent, with its reference.
+    fn drop_left(&mut self, key: SessionKey, Left { body, group, .. }: Left) {
+        let id = body.release(&mut self.messages);
+        self.record_end(key, id, group);
+    }
+
     fn record_end_of(&mut self, key: SessionKey, message: MessageId, group: Option<Chosen>) {
         let Self { sessions, shared_subs, changes, out, .. } = self;
         let record = match group {
@@ -724,16 +789,22 @@ enum Pumped {
     /// This one is to be recorded first.
     Recorded(ConnId, Queued),
     /// This one was dropped.
-    Dropped(Option<MessageId>, Option<Chosen>),
+    Dropped(Left),
     /// This exchange is too large for the connection.
     Unsent(usize),
     /// Nothing: there is no more, or no room.
     Done,
+    /// The same; there is more on disk.
+    Wanting,
 }
 
 impl Pumped {
     fn again_if(more: bool) -> Self {
         if more { Self::Sent } else { Self::Done }
+    }
+
+    fn done_but(wants: bool) -> Self {
+        if wants { Self::Wanting } else { Self::Done }
     }
 }
 

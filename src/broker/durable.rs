@@ -85,6 +85,9 @@ pub struct DurableSession {
     pub in_flight: Vec<DurableExchange>,
     /// What else is owed to it, ascending by place in `messages`.
     pub queue: Vec<DurableQueued>,
+    /// Behind that, what is left where it lies: only the journal has it. Ascending by
+    /// [`MessageId::order`].
+    pub on_disk: Vec<DurableEvicted>,
 }
 
 /// A subscription.
@@ -144,6 +147,30 @@ pub struct DurableQueued {
     pub group: Option<Box<str>>,
 }
 
+/// The same for a message that is not in [`DurableState::messages`]. There may be millions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DurableEvicted {
+    /// Its name.
+    pub id: MessageId,
+    /// Its bytes, about.
+    pub size: u32,
+    /// As in [`DurableQueued`].
+    pub qos: QoS,
+    /// As in [`DurableQueued`].
+    pub retain: bool,
+    /// What few have.
+    pub extra: Option<Box<DurableExtra>>,
+}
+
+/// See [`DurableEvicted`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DurableExtra {
+    /// As in [`DurableQueued`].
+    pub subscription_ids: Box<[u32]>,
+    /// As in [`DurableQueued`].
+    pub group: Option<Box<str>>,
+}
+
 /// What a group is owed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableGroup {
@@ -151,6 +178,8 @@ pub struct DurableGroup {
     pub key: Box<str>,
     /// Places in [`DurableState::messages`], ascending.
     pub owed: Vec<u32>,
+    /// What it is owed besides: the QoS and the retain flag are those of the publication.
+    pub on_disk: Vec<DurableEvicted>,
 }
 
 impl DurableState {
@@ -207,6 +236,15 @@ impl DurableState {
             if members.is_empty() {
                 continue;
             }
+            let in_memory = group.owed.len();
+            for (turn, mut evicted) in group.on_disk.into_iter().enumerate() {
+                let (index, options, id) = members[(in_memory + turn) % members.len()];
+                evicted.qos = evicted.qos.min(qos_of(options));
+                evicted.retain &= options & RETAIN_AS_PUBLISHED != 0;
+                let (subscription_ids, group) = (id.into_iter().collect(), Some(group.key.clone()));
+                evicted.extra = Some(Box::new(DurableExtra { subscription_ids, group }));
+                sessions[index].on_disk.push(evicted);
+            }
             for (turn, place) in group.owed.iter().enumerate() {
                 let (index, options, id) = members[turn % members.len()];
                 let message = &messages[*place as usize];
@@ -220,6 +258,7 @@ impl DurableState {
             }
             for (index, _, _) in members {
                 sessions[index].queue.sort_by_key(|queued| queued.message);
+                sessions[index].on_disk.sort_by_key(|evicted| evicted.id.order());
             }
         }
     }
@@ -359,8 +398,8 @@ mod tests {
             messages: (0..4).map(|n| message(n + 1, false)).collect(),
             sessions,
             groups: vec![
-                DurableGroup { key: "g/t/#".into(), owed: vec![0, 1, 3] },
-                DurableGroup { key: "gone/t/#".into(), owed: vec![0] },
+                DurableGroup { key: "g/t/#".into(), owed: vec![0, 1, 3], on_disk: Vec::new() },
+                DurableGroup { key: "gone/t/#".into(), owed: vec![0], on_disk: Vec::new() },
             ],
             ..DurableState::default()
         };

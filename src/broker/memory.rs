@@ -5,14 +5,16 @@
 //! before a copy of it has left: after that it is accepted, whatever the budget says. So each shard
 //! tells the others when it is short of memory, and nobody sends to one that is.
 //!
+//! With a journal, queues are left to it first ([`evict`]): only what cannot be is refused.
+//!
 //! Owns what was said. Invariant: what this shard holds stays below its share of the budget, and
 //! what was accepted already when the others heard of it: no more than the lanes hold.
 #![forbid(unsafe_code)]
 
 use crate::ids::{ShardId, ShardSet};
-use crate::limits::{LANE_BYTES_MAX, STORED_PER_LANE_BYTE};
+use crate::limits::{EVICT_PER_TICK, LANE_BYTES_MAX, STORED_PER_LANE_BYTE};
 
-use super::{Broker, Config, Place, route};
+use super::{Broker, Config, Place, evict, route};
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -55,17 +57,28 @@ pub(crate) fn bytes_max(config: &Config, place: Place) -> usize {
 /// short of memory. `size` is what it would take here; 0 if it is not to be kept.
 #[inline]
 pub(crate) fn is_short_for(broker: &mut Broker, topic: &str, retain: bool, size: usize) -> bool {
-    let (bytes, budget) = (broker.messages.bytes(), broker.config.memory_budget);
-    if broker.memory.is_short(bytes, budget) || bytes + size > budget {
-        return true;
+    if is_short_here(broker, size) {
+        evict::relieve(broker, EVICT_PER_TICK);
+        if is_short_here(broker, size) {
+            return true;
+        }
     }
     let others = broker.memory.others;
     !others.is_empty()
         && !route::find_targets(broker, topic, retain).intersection(others).is_empty()
 }
 
+#[inline]
+fn is_short_here(broker: &mut Broker, size: usize) -> bool {
+    let (bytes, budget) = (broker.messages.bytes(), broker.config.memory_budget);
+    broker.memory.is_short(bytes, budget) || bytes + size > budget
+}
+
 /// Tells the other shards, if they do not know.
 pub(crate) fn say(broker: &mut Broker) {
+    if is_short_here(broker, 0) {
+        evict::relieve(broker, EVICT_PER_TICK);
+    }
     let Broker { memory, messages, config, place, out, .. } = broker;
     let is_short = memory.is_short(messages.bytes(), config.memory_budget);
     if is_short == memory.said || place.shards == 1 || broker.routing.is_ending() {

@@ -24,6 +24,21 @@ use super::alias::TopicId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MessageKey(u32);
 
+impl MessageKey {
+    /// Of no message.
+    pub(super) const NONE: Self = Self(u32::MAX);
+
+    /// To be kept in a compact form by its holder.
+    pub(super) const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// From [`MessageKey::to_bits`].
+    pub(super) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+}
+
 /// Names a message in the journal: the shard that received it from its publisher, and a number that
 /// this shard gives once, restarts included.
 ///
@@ -162,6 +177,11 @@ impl Stored {
 pub(crate) const STORED_OVERHEAD: usize = 64;
 /// A free slot keeps a buffer of at most this size.
 const RECYCLED_BYTES_MAX: usize = 1024;
+/// As long as not so many slots are free.
+const RECYCLED_MAX: usize = 16_384;
+/// What a queued message of which only the journal has the bytes takes all the same: in its queue,
+/// and where the journal keeps its books of it.
+pub(crate) const EVICTED_BYTES: usize = 96;
 
 /// What to store.
 #[derive(Clone, Copy, Debug)]
@@ -204,6 +224,8 @@ pub(crate) struct Messages {
     slots: Vec<Stored>,
     free: Vec<u32>,
     bytes: usize,
+    /// Of those, entries of [`EVICTED_BYTES`].
+    evicted: usize,
     /// Bytes ever copied into slots.
     copied: u64,
     /// What all [`Charge`]s take.
@@ -264,7 +286,8 @@ impl Messages {
         slot.shared = Bytes::new();
         slot.publisher = None;
         slot.bytes.clear();
-        slot.bytes.shrink_to(RECYCLED_BYTES_MAX);
+        let is_kept = self.free.len() < RECYCLED_MAX;
+        slot.bytes.shrink_to(if is_kept { RECYCLED_BYTES_MAX } else { 0 });
         self.free.push(key.0);
     }
 
@@ -285,6 +308,24 @@ impl Messages {
     #[inline]
     pub(crate) fn get(&self, key: MessageKey) -> &Stored {
         &self.slots[key.0 as usize]
+    }
+
+    /// A queue has one more message that only the journal has.
+    pub(crate) fn add_evicted(&mut self) {
+        self.bytes += EVICTED_BYTES;
+        self.evicted += 1;
+    }
+
+    /// A queue has one less of those.
+    pub(crate) fn forget_evicted(&mut self) {
+        debug_assert!(self.evicted > 0, "invariant: forgotten once each");
+        self.bytes -= EVICTED_BYTES;
+        self.evicted -= 1;
+    }
+
+    /// Messages in queues that only the journal has, once for each queue.
+    pub(crate) fn evicted(&self) -> usize {
+        self.evicted
     }
 
     /// Bytes that were copied to be stored, since the start; shared payloads are not.

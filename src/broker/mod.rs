@@ -10,7 +10,7 @@
 //! its name: `connect` (CONNECT to DISCONNECT, takeover), `authentication` (AUTH), `publish`
 //! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
 //! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
-//! `moving`, `timers`; what lasts is `durability`, `change`,
+//! `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
 //! `durable`, `restore`; the way from a publisher to its receivers is `route` with `topic_tree`,
 //! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
 //!
@@ -29,6 +29,7 @@ pub(crate) mod deliver;
 pub mod durability;
 pub mod durable;
 pub(crate) mod entry;
+pub mod evict;
 pub(crate) mod inflight;
 pub(crate) mod interest;
 mod log;
@@ -130,8 +131,13 @@ pub struct Config {
     pub assign_client_ids: bool,
     /// Messages queued behind the in-flight window of one session.
     pub queue_len_max: usize,
-    /// Their bytes.
+    /// Bytes of those in memory.
     pub queue_bytes_max: usize,
+    /// Bytes of those that only the journal has.
+    pub queue_disk_bytes_max: usize,
+    /// Whether there is a journal on disk that queues may be left to: what [`Outputs::reads`] asks
+    /// for is answered.
+    pub queues_evict: bool,
     /// Sessions of this shard, connected or not.
     pub sessions_max: usize,
     /// Subscriptions of one session.
@@ -173,6 +179,8 @@ impl Default for Config {
             assign_client_ids: true,
             queue_len_max: limits::QUEUE_LEN_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
+            queue_disk_bytes_max: limits::QUEUE_DISK_BYTES_MAX,
+            queues_evict: false,
             sessions_max: limits::SESSIONS_MAX,
             subscriptions_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX,
@@ -297,6 +305,8 @@ pub struct Outputs {
     pub batches: Vec<Batch>,
     /// Durable changes, in the order of their numbers.
     pub changes: Vec<Change>,
+    /// What is to be read back from the journal; answered by [`Broker::handle_read_back`].
+    pub reads: Vec<evict::ReadBack>,
 }
 
 impl Outputs {
@@ -306,6 +316,7 @@ impl Outputs {
             && self.close.is_empty()
             && self.resume.is_empty()
             && self.changes.is_empty()
+            && self.reads.is_empty()
             && self.batches.iter().all(Batch::is_empty)
     }
 }
@@ -336,6 +347,7 @@ pub struct Broker {
     pub(crate) sessions: session::Sessions,
     pub(crate) messages: message::Messages,
     pub(crate) memory: memory::Memory,
+    pub(crate) evicting: evict::Evicting,
     pub(crate) variants: variant::Variants,
     pub(crate) publishing: publish::Publishing,
     pub(crate) wills: will::Wills,
@@ -376,6 +388,7 @@ impl Broker {
             sessions: session::Sessions::new(seed),
             messages: message::Messages::default(),
             memory: memory::Memory::default(),
+            evicting: evict::Evicting::default(),
             variants: variant::Variants::default(),
             publishing: publish::Publishing::default(),
             wills: will::Wills::default(),

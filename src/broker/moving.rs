@@ -13,6 +13,7 @@ use crate::codec::mqtt::QoS;
 use crate::limits::{DEFERRED_PER_TICK, MOVES_MAX};
 
 use super::message::MessageKey;
+use super::queue::{Body, Left, Queued};
 use super::session::Session;
 use super::shared_sub::Chosen;
 use super::{Broker, Wait, route};
@@ -50,16 +51,18 @@ impl Broker {
         let Some(mut outgoing) = session.outgoing.take() else { return };
         let exchanges = outgoing.exchanges.drain().filter_map(|exchange| {
             let was_sent = exchange.was_sent;
-            exchange.queued.map(|queued| (queued, was_sent))
+            let Queued { message, qos, group, .. } = exchange.queued?;
+            Some((Left { body: Body::Held(message), qos, group }, was_sent))
         });
-        let queued = outgoing.queue.drain().map(|queued| (queued, false));
-        for (queued, was_sent) in exchanges.chain(queued) {
-            match queued.group {
-                Some(group) if !was_sent || queued.qos == QoS::AtLeastOnce => {
-                    self.moves.waiting.push_back((group, queued.message));
+        let queued = outgoing.queue.drain().map(|left| (left, false));
+        for (Left { body, qos, group }, was_sent) in exchanges.chain(queued) {
+            match (group, body) {
+                (Some(group), Body::Held(message)) if !was_sent || qos == QoS::AtLeastOnce => {
+                    self.moves.waiting.push_back((group, message));
                 }
+                // What is evicted ends with the session that it was picked for.
                 _ => {
-                    self.messages.release(queued.message);
+                    body.release(&mut self.messages);
                     self.stats.dropped_session_ended += 1;
                 }
             }

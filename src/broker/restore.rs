@@ -3,7 +3,8 @@
 //! Sessions come without a connection: each waits for its client, or for its end, as if the
 //! connection had just been lost, or when it was. What has expired meanwhile ends once the shards
 //! have told each other what they want (SHARDS.md I6), with the first timers. Bounds of queues and
-//! memory do not count here: what was acknowledged is kept.
+//! memory do not count here: what was acknowledged is kept. What of a queue was left on disk begins
+//! as evicted ([`evict`]).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use crate::codec::mqtt::SubscriptionOptions;
 use super::alias::TopicId;
 use super::change::Record;
 use super::durable::{
-    DurableExchange, DurableMessage, DurableQueued, DurableSession, DurableState,
+    DurableEvicted, DurableExchange, DurableMessage, DurableQueued, DurableSession, DurableState,
     DurableSubscription,
 };
 use super::entry::Message;
@@ -25,7 +26,7 @@ use super::shared_sub::Chosen;
 use super::subscribe::{self, Subscription};
 use super::timers::Due;
 use super::will::Will;
-use super::{Broker, retained};
+use super::{Broker, evict, retained};
 
 /// The present moment on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +111,8 @@ impl Broker {
         for subscription in stored.subscriptions {
             self.restore_subscription(now, key, &subscription);
         }
-        self.restore_outgoing(now, key, (stored.in_flight, stored.queue), keys);
+        let waiting = (stored.in_flight, stored.queue, stored.on_disk);
+        self.restore_outgoing(now, key, waiting, keys);
     }
 
     /// The end of the session, and its Will's time.
@@ -143,10 +145,14 @@ impl Broker {
         &mut self,
         now: Time,
         key: SessionKey,
-        (in_flight, queue): (Vec<DurableExchange>, Vec<DurableQueued>),
+        (in_flight, queue, on_disk): (
+            Vec<DurableExchange>,
+            Vec<DurableQueued>,
+            Vec<DurableEvicted>,
+        ),
         keys: &[MessageKey],
     ) {
-        if in_flight.is_empty() && queue.is_empty() {
+        if in_flight.is_empty() && queue.is_empty() && on_disk.is_empty() {
             return;
         }
         let mut groups = BTreeMap::new();
@@ -154,15 +160,16 @@ impl Broker {
         let Some(session) = sessions.get_mut(key) else { return };
         let outgoing = session.outgoing.get_or_insert_with(Box::default);
         let mut ended = Vec::new();
+        let mut chosen = |group: Option<Box<str>>| {
+            let found = groups.entry(group?).or_insert_with_key(|key| shared_subs.find(key));
+            found.map(|group| Chosen { group, spread: 0 })
+        };
         let mut take = |stored: DurableQueued, messages: &mut super::message::Messages| Queued {
             message: messages.retain(keys[stored.message as usize]),
             qos: stored.qos,
             retain: stored.retain,
             subscription_ids: SubscriptionIds::new(&stored.subscription_ids),
-            group: stored.group.and_then(|key| {
-                let found = groups.entry(key).or_insert_with_key(|key| shared_subs.find(key));
-                found.map(|group| Chosen { group, spread: 0 })
-            }),
+            group: chosen(stored.group),
         };
         for exchange in in_flight {
             let queued = exchange.message.filter(|_| !exchange.is_received).map(|stored| {
@@ -180,10 +187,26 @@ impl Broker {
                 outgoing.queue.push(queued, messages);
             }
         }
+        for stored in on_disk {
+            let DurableEvicted { id, size, qos, retain, extra } = stored;
+            let (ids, group) = match extra {
+                Some(extra) => (extra.subscription_ids, extra.group),
+                None => Default::default(),
+            };
+            let terms = Queued {
+                message: MessageKey::NONE,
+                qos,
+                retain,
+                subscription_ids: SubscriptionIds::new(&ids),
+                group: chosen(group),
+            };
+            outgoing.queue.push_evicted((id, size as usize, None), terms, messages);
+        }
         stats.dropped_expired += ended.len() as u64;
         for Queued { message, group, .. } in ended {
             self.record_end(key, self.messages.get(message).id, group);
             self.messages.release(message);
         }
+        evict::list(self, key);
     }
 }

@@ -128,6 +128,14 @@ stats! {
     messages_resent,
     /// Messages that waited in a session's queue.
     messages_queued,
+    /// Messages that waited in a session's queue and were left to the journal alone.
+    messages_evicted,
+    /// Of those, read back to be sent.
+    messages_read_back,
+    /// Of those, ones whose record could not be read.
+    dropped_unreadable,
+    /// Of those, ones that the journal had let go of: expired, or no longer subscribed to.
+    dropped_not_owed,
     /// Publications that nobody wanted.
     messages_unmatched,
     /// Wills published.

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use super::fold::{At, Fold};
 use super::prepare::Preparing;
+use super::read::Reader;
 use super::reclaim::Cleaner;
 use super::record::{self, Batch, Clocks, Entry};
 use super::segment::{FRAME_HEADER, Frame, Header, VERSION};
@@ -103,6 +104,8 @@ pub struct Segment {
     pub live: i64,
     /// The backend has it open.
     pub is_open: bool,
+    /// It is being opened.
+    pub is_opening: bool,
 }
 
 impl Segment {
@@ -146,6 +149,16 @@ pub struct LogCounters {
     pub copied_bytes: u64,
     /// Bytes of needed records that could not be read when their segment was freed.
     pub lost_bytes: u64,
+    /// Reads for messages that queues have left to the journal.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Messages read so.
+    pub read_back: u64,
+    /// Such reads that have failed; they are tried again.
+    pub read_errors: u64,
+    /// Messages that could not be read, and are lost.
+    pub unreadable: u64,
     /// Records of a batch that were none; a mistake of ours.
     pub malformed: u64,
 }
@@ -239,6 +252,9 @@ pub struct Log {
     last_segment: u64,
     pub(super) preparing: Preparing,
     pub(super) cleaner: Cleaner,
+    pub(super) reader: Reader,
+    /// The last message that was given up, until it is said.
+    pub(super) unreadable: Option<String>,
     /// Files with commits that were not synced.
     unsynced: Vec<FileId>,
     down: bool,
@@ -271,6 +287,8 @@ impl Log {
             last_segment: resume.last_segment,
             preparing,
             cleaner: Cleaner::new(resume.useless),
+            reader: Reader::default(),
+            unreadable: None,
             unsynced: Vec::new(),
             down: false,
             retry_at: None,
@@ -329,7 +347,8 @@ impl Log {
         let waits = matches!(self.flight, Flight::Ready(_));
         let retry = self.retry_at.filter(|_| waits);
         let now = self.has_work().then_some(self.clocks.monotonic);
-        [retry, self.preparing.retry_at(), now].into_iter().flatten().min()
+        let read = self.reader.deadline();
+        [retry, read, self.preparing.retry_at(), now].into_iter().flatten().min()
     }
 
     /// What it has counted.
@@ -399,10 +418,7 @@ impl Log {
         let mut live = std::collections::BTreeMap::<u64, i64>::new();
         for at in self.fold.live_records() {
             let index = self.segments.partition_point(|s| s.first_commit <= at.commit);
-            let is_placed = at.commit <= self.last_committed
-                && self.tail.as_ref().is_none_or(|tail| tail.number != at.commit)
-                && !matches!(&self.flight, Flight::Ready(c) | Flight::Writing { commit: c, .. }
-                    | Flight::Syncing { commit: c, .. } if c.number == at.commit);
+            let is_placed = self.is_written(at.commit);
             let key = match index.checked_sub(1) {
                 _ if !is_placed => u64::MAX,
                 Some(index) => self.segments[index].sequence,
@@ -524,6 +540,19 @@ impl Log {
         if self.gather.records > 0 { self.gather.number } else { self.gather.number - 1 }
     }
 
+    /// Whether a commit can be read: it is on disk, and where is known.
+    pub(super) fn is_written(&self, commit: u64) -> bool {
+        let is_pending = match &self.flight {
+            Flight::Idle => false,
+            Flight::Ready(c)
+            | Flight::Writing { commit: c, .. }
+            | Flight::Syncing { commit: c, .. } => c.number == commit,
+        };
+        commit <= self.last_committed
+            && !is_pending
+            && self.tail.as_ref().is_none_or(|tail| tail.number != commit)
+    }
+
     pub(super) const fn last_committed(&self) -> u64 {
         self.last_committed
     }
@@ -552,7 +581,7 @@ impl Log {
             commit.sync |= self.cleaner.freed_bytes() > 0;
             self.flight = Flight::Ready(commit);
         }
-        self.commit_op().or_else(|| self.cleaner_op()).or_else(|| {
+        self.commit_op().or_else(|| self.reader_op()).or_else(|| self.cleaner_op()).or_else(|| {
             let wants_segment = matches!(self.flight, Flight::Ready(_))
                 || self.segments.back().is_some_and(|s| s.used > 0);
             let size = self.next_segment_bytes();
@@ -608,6 +637,7 @@ impl Log {
             offsets: Vec::new(),
             live: 0,
             is_open: true,
+            is_opening: false,
         });
         self.is_sealed = false;
         true
@@ -663,6 +693,9 @@ impl Log {
             }
             FileOp::Sync { file } if self.is_commit_sync(file) => {
                 self.on_synced(done.result.is_ok());
+            }
+            FileOp::Read { file, offset, buf } if self.is_read_back(file, offset, buf.len()) => {
+                self.on_read_back((file, offset), buf, done.result);
             }
             FileOp::Read { file, buf, .. } => self.on_read(file, buf, done.result),
             FileOp::Remove { .. } => {

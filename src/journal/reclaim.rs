@@ -31,7 +31,6 @@ pub(super) struct Cleaner {
     segment: Option<u64>,
     /// The commit that is read next.
     commit: u64,
-    opening: bool,
     reading: bool,
     /// Whole frames, and where in it the next one begins.
     chunk: BlockBuf,
@@ -86,8 +85,11 @@ impl Log {
                 return;
             }
             self.cleaner.free_after = None;
+            if self.segments[0].is_opening {
+                return;
+            }
             if self.cleaner.segment == Some(sequence) {
-                if self.cleaner.reading || self.cleaner.opening {
+                if self.cleaner.reading {
                     return;
                 }
                 self.cleaner.segment = None;
@@ -136,13 +138,13 @@ impl Log {
             return Some(FileOp::Remove { file: FileId(file), path });
         }
         let cleaner = &mut self.cleaner;
-        let segment = self.segments.front().filter(|s| Some(s.sequence) == cleaner.segment)?;
-        if cleaner.opening || cleaner.reading || cleaner.at < cleaner.filled {
+        let segment = self.segments.front_mut().filter(|s| Some(s.sequence) == cleaner.segment)?;
+        if segment.is_opening || cleaner.reading || cleaner.at < cleaner.filled {
             return None;
         }
         let file = FileId(segment.file);
         if !segment.is_open {
-            cleaner.opening = true;
+            segment.is_opening = true;
             let path = super::segment::path(&self.options.folder, segment.file);
             return Some(FileOp::Open { file, path, create: false });
         }
@@ -159,10 +161,14 @@ impl Log {
     }
 
     pub(super) fn on_opened(&mut self, file: FileId, is_ok: bool) {
-        self.cleaner.opening = false;
-        match self.segments.iter_mut().find(|segment| segment.file == file.0) {
-            Some(segment) if is_ok => segment.is_open = true,
-            _ => self.on_read_failed(),
+        let found = self.segments.iter_mut().find(|segment| segment.file == file.0);
+        let Some(segment) = found else { return };
+        (segment.is_opening, segment.is_open) = (false, is_ok);
+        if !is_ok {
+            if Some(segment.sequence) == self.cleaner.segment {
+                self.on_read_failed();
+            }
+            self.on_open_failed(file);
         }
     }
 

@@ -110,9 +110,7 @@ impl std::error::Error for RecoverError {}
 /// # Errors
 /// See [`RecoverError`].
 pub fn open(options: Options, seed: u64) -> Result<Recovered, RecoverError> {
-    let folder = options.folder.clone();
-    make_folder(&folder).map_err(|error| RecoverError::Folder(folder.clone(), error))?;
-    recover(&Directory(folder), options, seed)
+    open_some(options, seed, u64::MAX)
 }
 
 /// A directory whose name lasts.
@@ -130,6 +128,30 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// See [`RecoverError`].
 pub fn recover(store: &dyn Store, options: Options, seed: u64) -> Result<Recovered, RecoverError> {
+    recover_some(store, options, seed, u64::MAX)
+}
+
+/// [`open`], which reads of what only queues hold the first `most` bytes, and leaves the rest where
+/// it lies: memory is not to depend on how much that is.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn open_some(options: Options, seed: u64, most: u64) -> Result<Recovered, RecoverError> {
+    let folder = options.folder.clone();
+    make_folder(&folder).map_err(|error| RecoverError::Folder(folder.clone(), error))?;
+    recover_some(&Directory(folder), options, seed, most)
+}
+
+/// The same from any store.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn recover_some(
+    store: &dyn Store,
+    options: Options,
+    seed: u64,
+    most: u64,
+) -> Result<Recovered, RecoverError> {
     let found = find(store, &options)?;
     let mut reading = Reading {
         store,
@@ -150,7 +172,7 @@ pub fn recover(store: &dyn Store, options: Options, seed: u64) -> Result<Recover
     let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
         reading;
     let mut bodies = Window { store, segments: &segments, bytes: Vec::new(), at: None, failed: 0 };
-    let state = fold.export(&mut bodies);
+    let state = fold.export(&mut bodies, most);
     report.unreadable = bodies.failed;
     let tail = match tail {
         Some((index, offset, frame)) => {
@@ -416,6 +438,7 @@ impl Reading<'_> {
             offsets: Vec::new(),
             live: 0,
             is_open: false,
+            is_opening: false,
         });
         for (offset, frame, records) in Frames::new(&bytes, found.sequence) {
             self.read_frame(found.file, offset, &frame, records);

@@ -235,7 +235,9 @@ fn recover(
     };
     let tap = Tap::new(&rig.tap)
         .map_err(|error| StartError::new(format!("cannot record the journal: {error}")))?;
-    let recover::Recovered { state, log, report } = recover::open(options, seed)
+    // What queues hold beyond that stays on disk.
+    let most = config.limits.memory_budget as u64 / 8;
+    let recover::Recovered { state, log, report } = recover::open_some(options, seed, most)
         .map_err(|error| StartError::new(format!("cannot recover: {error}")))?;
     let now = clock::now();
     let took = format!("{:?}", now.since(began));
@@ -335,6 +337,8 @@ fn broker_config(config: &Config, shards: usize) -> broker::Config {
         keep_alive_max_secs: limits.keep_alive_secs_max.map_or(0, u16::from),
         queue_len_max: limits.queue_len_max,
         queue_bytes_max: limits.queue_bytes_max,
+        queue_disk_bytes_max: limits.queue_disk_bytes_max,
+        queues_evict: config.durability.highest() > Level::None,
         // Client ids spread evenly, not exactly so.
         sessions_max: limits.sessions_max.div_ceil(shards),
         subscriptions_max: limits.subscriptions_per_session_max,
@@ -371,6 +375,7 @@ fn banner(
         topic_aliases_out_max = limits.topic_aliases_out_max,
         queue_len_max = limits.queue_len_max,
         queue_bytes_max = size(limits.queue_bytes_max),
+        queue_disk_bytes_max = size(limits.queue_disk_bytes_max),
         outbox_bytes_max = size(limits.outbox_bytes_max),
         sessions_max = limits.sessions_max,
         subscriptions_per_session_max = limits.subscriptions_per_session_max,

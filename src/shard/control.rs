@@ -78,6 +78,8 @@ pub struct LoopCounters {
     /// Bytes asked for in those.
     #[cfg(feature = "count-alloc")]
     pub allocated_bytes: u64,
+    /// Gauge: messages in queues that only the journal has, once for each queue.
+    pub messages_on_disk: u64,
     /// Gauge: bytes that wait in spills because another shard has no room.
     pub spill_bytes: u64,
 }

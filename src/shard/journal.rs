@@ -11,14 +11,16 @@
 
 use super::Shard;
 use super::lanes::Parcel;
-use crate::broker::Change;
+use crate::broker::evict::{Found, ReadBack};
+use crate::broker::{Change, QoS};
 use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::Backend;
 use crate::io::file::{FileDone, FileOp};
 use crate::io::tap::{Passed, Tap};
 use crate::journal::log;
-use crate::journal::record::{Batch, Clocks};
+use crate::journal::read::{Answer, Question, Record};
+use crate::journal::record::{Batch, Clocks, Entry, decode};
 use crate::limits::{BATCH_BYTES_KEPT, SHARDS_MAX};
 
 /// The shard that hosts the journal.
@@ -132,6 +134,22 @@ impl Log {
         }
     }
 
+    /// Only a log on disk has something to read.
+    fn ask(&mut self, from: ShardId, reads: impl Iterator<Item = ReadBack>) {
+        if let Self::Disk(log) = self {
+            for ReadBack { asker, messages } in reads {
+                log.log.ask(Question { from, asker, messages });
+            }
+        }
+    }
+
+    fn take_answers(&mut self) -> Vec<Answer> {
+        match self {
+            Self::Memory(_) => Vec::new(),
+            Self::Disk(log) => log.log.take_answers(),
+        }
+    }
+
     fn last_error(&self) -> Option<&str> {
         match self {
             Self::Memory(_) => None,
@@ -213,6 +231,20 @@ impl Journaling {
         }
     }
 
+    /// What another shard wants to have read.
+    pub(super) fn on_reads(&mut self, from: ShardId, reads: impl Iterator<Item = ReadBack>) {
+        if let Journal::Host(log) = &mut self.to {
+            log.ask(from, reads);
+        }
+    }
+
+    /// Nobody reads on.
+    pub(super) fn forget_reads(&mut self) {
+        if let Journal::Host(Log::Disk(log)) = &mut self.to {
+            log.log.forget_questions();
+        }
+    }
+
     pub(super) fn on_done(&mut self, done: FileDone) {
         if let Journal::Host(log) = &mut self.to {
             log.handle_done(done);
@@ -223,7 +255,7 @@ impl Journaling {
 impl<B: Backend> Shard<B> {
     /// What another shard's parcel says of the journal. Before its entries: an END stands behind
     /// them.
-    pub(super) fn on_journal_news(&mut self, from: ShardId, parcel: &Parcel<B::Socket>) {
+    pub(super) fn on_journal_news(&mut self, from: ShardId, parcel: &mut Parcel<B::Socket>) {
         if !parcel.changes.is_empty() {
             self.journaling.on_changes(from, &parcel.changes);
         }
@@ -232,6 +264,13 @@ impl<B: Backend> Shard<B> {
         }
         if parcel.committed > 0 {
             self.broker.handle_committed(self.now, parcel.committed);
+        }
+        // A shutdown ends what it would bring.
+        if self.stopping.is_none() {
+            self.journaling.on_reads(from, parcel.reads.drain(..));
+            for answer in parcel.answers.drain(..) {
+                self.on_answer(&answer);
+            }
         }
     }
 
@@ -247,8 +286,10 @@ impl<B: Backend> Shard<B> {
                 }
             }
             Journal::ToHost => {
-                let batch = &mut self.lanes.to(HOST).changes;
-                encode(self.id, changes, *clocks, batch);
+                let parcel = self.lanes.to(HOST);
+                encode(self.id, changes, *clocks, &mut parcel.changes);
+                // Behind the changes: what is asked for may be among them.
+                parcel.reads.append(&mut self.broker.out.reads);
             }
             Journal::Host(log) => {
                 encode(self.id, changes, *clocks, own);
@@ -258,6 +299,7 @@ impl<B: Backend> Shard<B> {
                     log.append(self.id, own);
                     own.clear(BATCH_BYTES_KEPT);
                 }
+                log.ask(self.id, self.broker.out.reads.drain(..));
                 while let Some(op) = log.next_op(self.now) {
                     self.backend.file(op);
                 }
@@ -267,8 +309,36 @@ impl<B: Backend> Shard<B> {
                     self.broker.handle_restored();
                 }
                 self.tell_commits();
+                self.send_answers();
             }
         }
+    }
+
+    /// What the host has read goes to who has asked.
+    fn send_answers(&mut self) {
+        let Journal::Host(log) = &mut self.journaling.to else { return };
+        let answers = log.take_answers();
+        if let Log::Disk(log) = log
+            && let Some(what) = log.log.take_unreadable()
+        {
+            tracing::error!("{what}");
+        }
+        if self.stopping.is_some() {
+            return;
+        }
+        for answer in answers {
+            match answer.to {
+                me if me == self.id => self.on_answer(&answer),
+                other => self.lanes.to(other).answers.push(answer),
+            }
+        }
+    }
+
+    /// What was asked for was read.
+    fn on_answer(&mut self, answer: &Answer) {
+        let clocks = self.journaling.clocks;
+        let found = answer.records().map(|(id, record)| (id, found(record, clocks)));
+        self.broker.handle_read_back(self.now, answer.asker, found);
     }
 
     /// The host tells everybody how far the commits have come.
@@ -305,6 +375,23 @@ impl<B: Backend> Shard<B> {
         if is_news {
             self.broker.handle_committed(self.now, committed);
         }
+    }
+}
+
+fn found(record: Record<'_>, clocks: Clocks) -> Found<'_> {
+    let body = match record {
+        Record::Body(body) => body,
+        Record::Gone => return Found::Gone,
+        Record::Unreadable => return Found::Unreadable,
+    };
+    let Ok((_, Entry::Publish(publish))) = decode(body) else { return Found::Unreadable };
+    Found::Message {
+        topic: publish.topic,
+        forwarded: publish.forwarded,
+        payload: publish.payload,
+        qos: QoS::from_bits(publish.qos).unwrap_or(QoS::ExactlyOnce),
+        retain: publish.retain,
+        deadline: publish.deadline.map(|at| clocks.time_of(at)),
     }
 }
 

@@ -4,8 +4,10 @@
 //! (L3), so the spill has no bound of its own, but what fills it has (L4, L6).
 #![forbid(unsafe_code)]
 
+use crate::broker::evict::ReadBack;
 use crate::broker::{Accepted, Batch};
 use crate::ids::{ConnId, ShardId, ShardSet};
+use crate::journal::read::Answer;
 use crate::journal::record::Batch as Changes;
 use crate::limits::{BATCH_BYTES_KEPT, QUESTIONS_MAX, SPILL_BYTES_MARK};
 use crate::mesh::Mesh;
@@ -28,6 +30,10 @@ pub struct Parcel<S = OwnedFd> {
     pub(super) committed: u64,
     /// From the journal's host: whether the disk takes nothing for now, if that is news.
     pub(super) disk: Option<bool>,
+    /// To the journal's host: what is to be read back.
+    pub(super) reads: Vec<ReadBack>,
+    /// From the journal's host: what was.
+    pub(super) answers: Vec<Answer>,
 }
 
 impl<S> Default for Parcel<S> {
@@ -39,6 +45,8 @@ impl<S> Default for Parcel<S> {
             changes: Changes::default(),
             committed: 0,
             disk: None,
+            reads: Vec::new(),
+            answers: Vec::new(),
         }
     }
 }
@@ -51,12 +59,15 @@ impl<S> Parcel<S> {
             && self.changes.is_empty()
             && self.committed == 0
             && self.disk.is_none()
+            && self.reads.is_empty()
+            && self.answers.is_empty()
     }
 
     fn bytes(&self) -> usize {
         self.batch.size()
             + self.changes.bytes()
             + self.moves.iter().map(|m| m.read.len()).sum::<usize>()
+            + self.answers.iter().map(Answer::bytes).sum::<usize>()
     }
 
     /// Empties it and keeps its memory.
@@ -67,6 +78,8 @@ impl<S> Parcel<S> {
         self.changes.clear(BATCH_BYTES_KEPT);
         self.committed = 0;
         self.disk = None;
+        self.reads.clear();
+        self.answers.clear();
     }
 }
 

@@ -390,6 +390,7 @@ impl<B: Backend> Shard<B> {
         let mut counters = self.counters;
         counters.connections = self.conns.len() as u64;
         counters.spill_bytes = self.lanes.spill_bytes() as u64;
+        counters.messages_on_disk = self.broker.messages_evicted() as u64;
         counters.copied_to_lanes = self.lanes.copied();
         counters.copied_to_store = self.broker.stored_bytes_copied();
         #[cfg(feature = "count-alloc")]
@@ -419,7 +420,7 @@ impl<B: Backend> Shard<B> {
                 for id in self.lanes.moves_were_taken(from, parcel.moves_taken) {
                     self.retry_opening(id);
                 }
-                self.on_journal_news(from, &parcel);
+                self.on_journal_news(from, &mut parcel);
                 self.broker.handle_entries(self.now, from, &parcel.batch);
                 for moved in parcel.moves.drain(..) {
                     self.adopt(from, moved);

@@ -48,6 +48,8 @@ impl<B: Backend> Shard<B> {
                 self.backend.cancel_recv(id);
             }
         }
+        self.broker.out.reads.clear();
+        self.journaling.forget_reads();
         self.broker.handle_end();
         let deadline = self.now + SHUTDOWN_FLUSH;
         self.stopping = Some(Stopping { deadline, closing: false });

@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::disk::Disk;
 use super::folder::{self, Folder};
 use super::random::Random;
+use crate::broker::evict::{Found, ReadBack};
 use crate::broker::{Accepted, Batch, Broker, Config, Disconnection, Frame, Step};
 use crate::clock::Time;
 use crate::codec::mqtt::{
@@ -26,8 +27,9 @@ use crate::codec::mqtt::{
 };
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::journal::log::{Log, Options};
-use crate::journal::record::{Batch as Changes, Clocks};
-use crate::journal::recover::{Recovered, recover};
+use crate::journal::read::{Answer, Question, Record};
+use crate::journal::record::{Batch as Changes, Clocks, Entry, decode as decode_record};
+use crate::journal::recover::{Recovered, recover, recover_some};
 
 const TOPIC: &str = "t";
 /// Messages of each publisher.
@@ -46,6 +48,8 @@ enum Said {
     Entries(Batch),
     Changes(Changes),
     Committed(u64),
+    Reads(Vec<ReadBack>),
+    Answer(Answer),
 }
 
 /// A client's connection.
@@ -88,6 +92,9 @@ struct World {
     connections: u32,
     crashes: u32,
     is_open: bool,
+    /// What was left to the journal, and read back, in processes that are gone.
+    evicted: u64,
+    read_back: u64,
 }
 
 fn options() -> Options {
@@ -142,6 +149,8 @@ impl World {
             connections: 0,
             crashes: 0,
             is_open: false,
+            evicted: 0,
+            read_back: 0,
         };
         world.start();
         world
@@ -156,10 +165,22 @@ impl World {
     fn start(&mut self) {
         let shards = self.random.pick(&[1, 2, 3, 4]);
         let seed = self.random.number();
-        let Recovered { state, log, .. } =
-            recover(&Folder(&self.disk), options(), seed).expect("a disk that can be read");
+        // Most of what is queued is only in the journal, or nothing is.
+        let queues_evict = self.random.chance(700);
+        let most = if queues_evict { self.random.pick(&[0, 200, u64::MAX]) } else { u64::MAX };
+        let Recovered { state, log, .. } = recover_some(&Folder(&self.disk), options(), seed, most)
+            .expect("a disk that can be read");
         self.log = log;
-        let config = Config { record_changes: true, in_flight_max: 2, ..Config::default() };
+        let defaults = Config::default();
+        let bytes = self.random.pick(&[100, 200, 400]);
+        let config = Config {
+            record_changes: true,
+            in_flight_max: 2,
+            queues_evict,
+            queue_bytes_max: if queues_evict { bytes } else { defaults.queue_bytes_max },
+            ..defaults
+        };
+        self.count_evicted();
         let broker = |i| Broker::new(config.clone(), ShardId::new(i), shards, KEY, seed + i as u64);
         self.brokers = (0..shards).map(broker).collect();
         let (now, unix_ms) = (self.now, self.clocks().unix_ms);
@@ -202,6 +223,11 @@ impl World {
             }
             batch.sync = true;
             self.lanes[shard][0].push_back(Said::Changes(batch));
+            moved = true;
+        }
+        let reads = std::mem::take(&mut self.brokers[shard].out.reads);
+        if !reads.is_empty() {
+            self.lanes[shard][0].push_back(Said::Reads(reads));
             moved = true;
         }
         for to in 0..self.brokers.len() {
@@ -250,17 +276,47 @@ impl World {
             }
             Said::Changes(batch) => self.log.append(ShardId::new(from), &batch),
             Said::Committed(through) => self.brokers[to].handle_committed(self.now, through),
+            Said::Reads(reads) => {
+                for ReadBack { asker, messages } in reads {
+                    self.log.ask(Question { from: ShardId::new(from), asker, messages });
+                }
+            }
+            Said::Answer(answer) => {
+                let clocks = self.clocks();
+                let records = answer.records();
+                let found = records.map(|(id, record)| (id, found(record, clocks)));
+                self.brokers[to].handle_read_back(self.now, answer.asker, found);
+            }
         }
         true
     }
 
     fn write(&mut self) -> bool {
         self.log.set_clocks(self.clocks());
-        match self.log.next_op() {
+        let op = self.log.next_op();
+        let is_news = self.send_answers();
+        match op {
             Some(op) => self.disk.submit(0, op),
-            None => return false,
+            None => return is_news,
         }
         true
+    }
+
+    fn send_answers(&mut self) -> bool {
+        assert_eq!(self.log.take_unreadable(), None);
+        let answers = self.log.take_answers();
+        let is_news = !answers.is_empty();
+        for answer in answers {
+            self.lanes[0][answer.to.index()].push_back(Said::Answer(answer));
+        }
+        is_news
+    }
+
+    fn count_evicted(&mut self) {
+        for broker in &self.brokers {
+            self.evicted += broker.stats().messages_evicted;
+            self.read_back += broker.stats().messages_read_back;
+        }
     }
 
     fn finish_write(&mut self) -> bool {
@@ -414,7 +470,7 @@ impl World {
         panic!("it never becomes quiet");
     }
 
-    fn run(mut self) -> u32 {
+    fn run(mut self) -> (u32, u64, u64) {
         let eager: Vec<u32> = (0..9).map(|_| self.random.pick(&[50, 300, 1000])).collect();
         for _ in 0..STEPS {
             self.now = self.now + Duration::from_micros(self.random.between(1, 500));
@@ -439,7 +495,8 @@ impl World {
         }
         self.settle();
         self.check();
-        self.crashes
+        self.count_evicted();
+        (self.crashes, self.evicted, self.read_back)
     }
 
     fn check(&self) {
@@ -456,6 +513,21 @@ impl World {
                 client.name
             );
         }
+    }
+}
+
+fn found(record: Record<'_>, clocks: Clocks) -> Found<'_> {
+    let Record::Body(body) = record else {
+        return if record == Record::Gone { Found::Gone } else { Found::Unreadable };
+    };
+    let Ok((_, Entry::Publish(publish))) = decode_record(body) else { panic!("{body:?}") };
+    Found::Message {
+        topic: publish.topic,
+        forwarded: publish.forwarded,
+        payload: publish.payload,
+        qos: QoS::from_bits(publish.qos).expect("a QoS"),
+        retain: publish.retain,
+        deadline: publish.deadline.map(|at| clocks.time_of(at)),
     }
 }
 
@@ -548,13 +620,18 @@ impl Client {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_comes_twice() {
-    let mut crashes = 0;
+    let (mut crashes, mut evicted, mut read_back) = (0, 0, 0);
     for seed in 0..SEEDS {
         let run = || World::new(seed).run();
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(count) => crashes += u64::from(count),
+            Ok((a, b, c)) => {
+                crashes += u64::from(a);
+                evicted += b;
+                read_back += c;
+            }
             Err(_) => panic!("seed {seed} fails as said above"),
         }
     }
     assert!(crashes >= SEEDS, "{crashes}");
+    assert!(evicted >= SEEDS && read_back >= SEEDS, "{evicted} {read_back}");
 }

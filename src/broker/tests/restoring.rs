@@ -220,7 +220,7 @@ fn groups_go_on() {
         member
     });
     let messages = (1..=4).map(|n| message(n, "t", QoS::AtLeastOnce)).collect();
-    let groups = vec![DurableGroup { key: "g/t".into(), owed: vec![0, 1, 2, 3] }];
+    let groups = vec![DurableGroup { key: "g/t".into(), owed: vec![0, 1, 2, 3], on_disk: vec![] }];
     let state =
         DurableState { messages, sessions: members.to_vec(), groups, ..DurableState::default() };
     let mut world = world(2, state);

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use foldhash::fast::FixedState;
 
-use super::messages::Owed;
+use super::messages::{Message, Owed};
 use super::sessions::{Exchange, Session, Sub};
 use super::{At, Fold};
 use crate::broker::QoS;
 use crate::broker::durable::{
-    DurableExchange, DurableGroup, DurableMessage, DurableQueued, DurableSession, DurableState,
-    DurableSubscription, DurableWill, PacketId,
+    DurableEvicted, DurableExchange, DurableExtra, DurableGroup, DurableMessage, DurableQueued,
+    DurableSession, DurableState, DurableSubscription, DurableWill, PacketId,
 };
 use crate::journal::record::{Entry, Publish, Will, decode, message_of};
 
@@ -34,9 +34,11 @@ const fn qos(qos: u8) -> QoS {
 type Places = HashMap<u64, u32, FixedState>;
 
 impl Fold {
-    /// All of it, with what the messages and Wills hold read by `bodies`, in the log's order.
-    pub(in crate::journal) fn export(&self, bodies: &mut dyn Bodies) -> DurableState {
-        let messages = self.export_messages(bodies);
+    /// All of it, with what the messages and Wills hold read by `bodies`, in the log's order: of
+    /// what only queues hold, the first so many bytes, and the rest as it lies there.
+    pub(in crate::journal) fn export(&self, bodies: &mut dyn Bodies, most: u64) -> DurableState {
+        let last = self.last_to_read(most);
+        let messages = self.export_messages(bodies, last);
         let wills = self.export_wills(bodies);
         let mut places = Places::with_capacity_and_hasher(messages.len(), FixedState::default());
         for (place, message) in messages.iter().enumerate() {
@@ -54,7 +56,7 @@ impl Fold {
         let mut slots: Vec<u32> = self.clients.values().copied().collect();
         slots.sort_unstable_by_key(|slot| self.sessions[*slot as usize].number);
         for slot in slots {
-            let mut session = self.export_session(slot, &places);
+            let mut session = self.export_session(slot, &places, last);
             session.will = wills.get(&slot).cloned();
             state.sessions.push(session);
         }
@@ -63,10 +65,15 @@ impl Fold {
         for slot in groups {
             let group = &self.groups[slot as usize];
             let owed = group.queue.names().filter(|name| self.owed(*name, slot, true).is_some());
-            let mut owed: Vec<u32> = owed.filter_map(|name| places.get(&name).copied()).collect();
-            owed.sort_unstable();
-            if !owed.is_empty() {
-                state.groups.push(DurableGroup { key: group.key.clone(), owed });
+            let (names, on_disk) = in_order(owed, &places, last);
+            let on_disk = on_disk.into_iter().filter_map(|name| {
+                let message = self.messages.get(name)?;
+                evicted(name, message, (message.qos, message.retain), None)
+            });
+            let on_disk: Vec<DurableEvicted> = on_disk.collect();
+            let owed: Vec<u32> = names.iter().filter_map(|n| places.get(n).copied()).collect();
+            if !owed.is_empty() || !on_disk.is_empty() {
+                state.groups.push(DurableGroup { key: group.key.clone(), owed, on_disk });
             }
         }
         state
@@ -79,11 +86,35 @@ impl Fold {
             .find(|owed| (owed.holder, owed.is_group) == (holder, is_group) && !owed.is_assigned)
     }
 
-    fn export_messages(&self, bodies: &mut dyn Bodies) -> Vec<DurableMessage> {
-        let mut all: Vec<(At, u64)> = self.messages.iter().map(|(name, m)| (m.at, name)).collect();
-        all.sort_unstable_by_key(|(at, _)| (at.commit, at.offset));
+    /// The name of the last message that is read for queues, so that they take `most` bytes.
+    fn last_to_read(&self, most: u64) -> u64 {
+        if most == u64::MAX {
+            return u64::MAX;
+        }
+        let mut names: Vec<u64> = self.messages.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        let (mut last, mut left) = (0, most);
+        for name in names {
+            let len = self.messages.get(name).map_or(0, |message| u64::from(message.at.len));
+            if len > left {
+                break;
+            }
+            (last, left) = (name, left - len);
+        }
+        last
+    }
+
+    fn export_messages(&self, bodies: &mut dyn Bodies, last: u64) -> Vec<DurableMessage> {
+        let is_read = |name: u64, message: &Message| {
+            name <= last
+                || message.is_retained
+                || message.receivers.iter().any(|owed| owed.is_assigned)
+        };
+        let read = self.messages.iter().filter(|(name, message)| is_read(*name, message));
+        let mut all: Vec<At> = read.map(|(_, message)| message.at).collect();
+        all.sort_unstable_by_key(|at| (at.commit, at.offset));
         let mut messages = Vec::with_capacity(all.len());
-        for (at, _) in all {
+        for at in all {
             let Some(body) = bodies.body(at) else { continue };
             if let Ok((_, Entry::Publish(publish))) = decode(body) {
                 messages.extend(durable_message(&publish));
@@ -110,20 +141,29 @@ impl Fold {
         wills
     }
 
-    fn export_session(&self, slot: u32, places: &Places) -> DurableSession {
+    fn export_session(&self, slot: u32, places: &Places, last: u64) -> DurableSession {
         let session = &self.sessions[slot as usize];
-        let queue = session.queue.names().filter_map(|name| {
-            let owed = self.owed(name, slot, false)?;
+        let owed = session.queue.names().filter(|name| self.owed(*name, slot, false).is_some());
+        let (names, on_disk) = in_order(owed, places, last);
+        let queue = names.iter().filter_map(|name| {
+            let owed = self.owed(*name, slot, false)?;
             Some(DurableQueued {
-                message: *places.get(&name)?,
+                message: *places.get(name)?,
                 qos: qos(owed.qos),
                 retain: owed.retain,
                 subscription_ids: owed.ids().collect(),
                 group: None,
             })
         });
-        let mut queue: Vec<DurableQueued> = queue.collect();
-        queue.sort_unstable_by_key(|queued| queued.message);
+        let queue = queue.collect();
+        let on_disk = on_disk.into_iter().filter_map(|name| {
+            let (message, owed) = (self.messages.get(name)?, self.owed(name, slot, false)?);
+            let extra = (owed.subscription_id != 0).then(|| {
+                Box::new(DurableExtra { subscription_ids: owed.ids().collect(), group: None })
+            });
+            evicted(name, message, (owed.qos, owed.retain), extra)
+        });
+        let on_disk = on_disk.collect();
         DurableSession {
             client_id: session.client_id.clone(),
             expiry_secs: session.expiry_secs,
@@ -133,6 +173,7 @@ impl Fold {
             unreleased: packet_ids(session.unreleased.keys()),
             in_flight: export_exchanges(session, places),
             queue,
+            on_disk,
         }
     }
 
@@ -154,6 +195,27 @@ impl Fold {
         }
         all
     }
+}
+
+/// Names in their order: the first that were read, and what stays on disk. Of those up to `last`,
+/// the ones that were not read cannot be.
+fn in_order(names: impl Iterator<Item = u64>, places: &Places, last: u64) -> (Vec<u64>, Vec<u64>) {
+    let mut names: Vec<u64> =
+        names.filter(|name| *name > last || places.contains_key(name)).collect();
+    names.sort_unstable();
+    let read = names.iter().take_while(|name| places.contains_key(name)).count();
+    let on_disk = names.split_off(read);
+    (names, on_disk)
+}
+
+fn evicted(
+    name: u64,
+    message: &Message,
+    (at_qos, retain): (u8, bool),
+    extra: Option<Box<DurableExtra>>,
+) -> Option<DurableEvicted> {
+    let (id, size) = (message_of(name)?, message.at.len);
+    Some(DurableEvicted { id, size, qos: qos(at_qos), retain, extra })
 }
 
 fn packet_ids<'a>(ids: impl Iterator<Item = &'a u16>) -> Vec<PacketId> {

@@ -30,8 +30,8 @@ pub(crate) struct Owed {
     /// At which it is delivered.
     pub(crate) qos: u8,
     pub(crate) retain: bool,
-    /// The serial number of the only subscription that it is owed by, if that is known.
-    pub(crate) only: Option<u64>,
+    /// The serial number of the only subscription that it is owed by; 0 if that is not known.
+    pub(crate) only: u64,
     /// The first Subscription Identifier, 0 without one.
     pub(crate) subscription_id: u32,
     /// The others.
@@ -48,7 +48,7 @@ impl Owed {
             is_assigned: true,
             qos: 2,
             retain: false,
-            only: None,
+            only: 0,
             subscription_id: 0,
             more_ids: None,
         }
@@ -137,8 +137,14 @@ pub(crate) struct Message {
     pub(crate) at: At,
     pub(crate) receivers: Receivers,
     pub(crate) is_retained: bool,
+    /// As published.
     pub(crate) qos: u8,
+    /// As published.
+    pub(crate) retain: bool,
 }
+
+// There may be millions.
+const _: () = assert!(size_of::<Option<Message>>() <= 56);
 
 /// All of them, by name.
 #[derive(Debug)]

@@ -87,6 +87,17 @@ pub struct Counts {
     pub early_forgotten: u64,
 }
 
+/// What is known of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Its record lies there.
+    At(At),
+    /// Its PUB was not taken yet.
+    ToCome,
+    /// Nobody is owed it.
+    Gone,
+}
+
 #[derive(Debug)]
 struct Candidate {
     session: u32,
@@ -158,6 +169,15 @@ impl Fold {
     pub(super) fn begin_after(&mut self, last_sequence: u64, next_number: u64) {
         self.last_sequence = self.last_sequence.max(last_sequence);
         self.next_number = self.next_number.max(next_number);
+    }
+
+    /// Where the record of a message lies that somebody is owed, or that is retained.
+    pub fn place_of(&self, name: u64) -> Place {
+        match self.messages.get(name) {
+            Some(message) => Place::At(message.at),
+            None if sequence_of(name) > self.last_pub[origin_of(name)] => Place::ToCome,
+            None => Place::Gone,
+        }
     }
 
     /// How many messages are kept.
@@ -317,7 +337,7 @@ impl Fold {
                 is_assigned: false,
                 qos: granted.min(publish.qos),
                 retain: publish.retain && as_published,
-                only: (same.len() == 1).then_some(same[0].serial),
+                only: if same.len() == 1 { same[0].serial } else { 0 },
                 subscription_id: 0,
                 more_ids: None,
             };
@@ -335,7 +355,7 @@ impl Fold {
                         is_assigned: false,
                         qos: granted.min(publish.qos),
                         retain: false,
-                        only: None,
+                        only: 0,
                         subscription_id: 0,
                         more_ids: None,
                     });
@@ -363,7 +383,7 @@ impl Fold {
                         is_assigned: receiver.is_assigned && !is_group,
                         qos: receiver.qos,
                         retain: receiver.retain,
-                        only: None,
+                        only: 0,
                         subscription_id: 0,
                         more_ids: None,
                     };
@@ -420,7 +440,8 @@ impl Fold {
         if receivers.is_empty() && !publish.retain {
             return;
         }
-        let message = Message { at, receivers, is_retained: false, qos: publish.qos };
+        let Publish { qos, retain, .. } = *publish;
+        let message = Message { at, receivers, is_retained: false, qos, retain };
         self.messages.insert(name, message);
         self.came(at);
     }
@@ -453,8 +474,14 @@ impl Fold {
             return self.replaced(Some(old), at);
         }
         self.resolve_written(publish);
+        let origin = origin_of(name);
+        self.last_pub[origin] = self.last_pub[origin].max(sequence_of(name));
+        let retain = publish.retain;
         let publish = Publish { retain: publish.is_value, ..*publish };
         self.insert(at, &publish);
+        if let Some(message) = self.messages.get_mut(name) {
+            message.retain = retain;
+        }
         if publish.is_value {
             self.retain(publish.topic, name, true);
         }
@@ -699,7 +726,7 @@ impl Fold {
                 && seen.iter().any(|last| {
                     origin_of(last) == origin_of(*name) && sequence_of(*name) <= sequence_of(last)
                 });
-            !had && owed.is_some_and(|owed| owed.only == Some(sub.serial))
+            !had && owed.is_some_and(|owed| owed.only == sub.serial)
         };
         session.queue.latest().take(JOURNAL_UNSUBSCRIBE_LOOKS).filter(is_ended).collect()
     }

@@ -100,6 +100,8 @@ pub struct Limits {
     pub queue_len_max: usize,
     /// Their bytes.
     pub queue_bytes_max: usize,
+    /// Bytes of those that only the journal has.
+    pub queue_disk_bytes_max: usize,
     /// Bytes waiting for one connection.
     pub outbox_bytes_max: usize,
     /// Sessions of the whole broker, at least one.
@@ -404,6 +406,12 @@ fn resolve_limits(written: &LimitSettings) -> Result<Limits, ConfigError> {
             "queue_bytes_max",
             written.queue_bytes_max,
             limits::QUEUE_BYTES_MAX,
+            (0, usize::MAX),
+        )?,
+        queue_disk_bytes_max: bytes_within(
+            "queue_disk_bytes_max",
+            written.queue_disk_bytes_max,
+            limits::QUEUE_DISK_BYTES_MAX,
             (0, usize::MAX),
         )?,
         outbox_bytes_max: bytes_within(

@@ -134,9 +134,12 @@ pub struct LimitSettings {
     /// Messages queued for one session behind those in flight [default: 100000]
     #[arg(long, value_name = "N", env = "NOCTULE_QUEUE_LEN_MAX")]
     pub queue_len_max: Option<usize>,
-    /// Their bytes [default: 64MiB]
+    /// Bytes of those in memory; with a journal, more of them are left to it [default: 64MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_QUEUE_BYTES_MAX")]
     pub queue_bytes_max: Option<ByteSize>,
+    /// Bytes of those that only the journal has [default: 4GiB]
+    #[arg(long, value_name = "BYTES", env = "NOCTULE_QUEUE_DISK_BYTES_MAX")]
+    pub queue_disk_bytes_max: Option<ByteSize>,
     /// Bytes waiting for one connection above which its QoS 0 messages are dropped [default: 4MiB]
     #[arg(long, value_name = "BYTES", env = "NOCTULE_OUTBOX_BYTES_MAX")]
     pub outbox_bytes_max: Option<ByteSize>,
@@ -295,6 +298,7 @@ impl LimitSettings {
             topic_aliases_out_max: self.topic_aliases_out_max.or(below.topic_aliases_out_max),
             queue_len_max: self.queue_len_max.or(below.queue_len_max),
             queue_bytes_max: self.queue_bytes_max.or(below.queue_bytes_max),
+            queue_disk_bytes_max: self.queue_disk_bytes_max.or(below.queue_disk_bytes_max),
             outbox_bytes_max: self.outbox_bytes_max.or(below.outbox_bytes_max),
             sessions_max: self.sessions_max.or(below.sessions_max),
             subscriptions_per_session_max: self

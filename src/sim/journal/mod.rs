@@ -15,14 +15,16 @@ use super::disk::Disk;
 use super::folder::{self, Folder};
 use super::random::Random;
 use crate::broker::Record;
-use crate::broker::durable::{MessageId, PacketId};
+use crate::broker::durable::{DurableSession, DurableState, MessageId, PacketId};
+use crate::broker::evict::Asker;
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::ids::ShardId;
 use crate::io::file::FileOp;
 use crate::journal::log::{Log, Options};
-use crate::journal::record::{Batch, Clocks, message_of};
-use crate::journal::recover::{Recovered, recover};
+use crate::journal::read::{Question, Record as Read};
+use crate::journal::record::{Batch, Clocks, Entry, decode, message_of};
+use crate::journal::recover::{Recovered, recover, recover_some};
 use naive::{Naive, seen_of};
 
 fn options() -> Options {
@@ -50,6 +52,9 @@ struct World {
     now: Time,
     power: bool,
     crashes: u32,
+    /// Questions that are open, and messages that were read.
+    questions: usize,
+    read: u64,
 }
 
 impl World {
@@ -71,6 +76,8 @@ impl World {
             sequences: vec![0; 4],
             now: Time::from_nanos(1_000_000_000_000),
             crashes: 0,
+            questions: 0,
+            read: 0,
         }
     }
 
@@ -204,6 +211,53 @@ impl World {
                 }
             }
         }
+        if self.questions < 6 && self.random.chance(100) {
+            self.question();
+        }
+    }
+
+    /// A queue that was left to the journal wants messages back.
+    fn question(&mut self) {
+        let client = format!("c{}", self.random.below(4));
+        let queue = self.naive.queue(&client);
+        let from = self.random.index(queue.len() + 1);
+        let some = queue.iter().skip(from).take(self.random.between(1, 30) as usize);
+        let messages: Vec<MessageId> = some.filter_map(|(name, _)| message_of(*name)).collect();
+        if !messages.is_empty() {
+            self.questions += 1;
+            let asker = Asker::nobody();
+            self.log.ask(Question { from: ShardId::new(1), asker, messages });
+        }
+    }
+
+    /// What was read is what was written; nothing that somebody is owed is missing.
+    fn take_answers(&mut self) {
+        for answer in self.log.take_answers() {
+            self.questions -= 1;
+            let mut count = 0;
+            for (id, record) in answer.records() {
+                count += 1;
+                let known = self.naive.message(id.order());
+                match record {
+                    Read::Body(body) => {
+                        let Ok((_, Entry::Publish(publish))) = decode(body) else {
+                            panic!("{body:?}")
+                        };
+                        assert_eq!(publish.message, id.order());
+                        if let Some((topic, payload)) = known {
+                            assert_eq!((publish.topic, publish.payload), (topic, payload));
+                        }
+                        self.read += 1;
+                    }
+                    Read::Gone => {
+                        let held = self.naive.seen().has(id.order());
+                        assert!(!held, "somebody is owed {id:?}");
+                    }
+                    Read::Unreadable => panic!("{:?}", self.log.take_unreadable()),
+                }
+            }
+            assert!(count > 0, "an answer says something");
+        }
     }
 
     fn ask(&mut self) {
@@ -213,6 +267,7 @@ impl World {
             self.disk.submit(0, op);
         }
         assert!(commits <= 1, "one commit at a time");
+        self.take_answers();
     }
 
     /// How many of what this process has brought are committed.
@@ -245,6 +300,10 @@ impl World {
         assert_eq!(report.missing_commits, 0, "seed {seed}: {:?}", report.damage);
         assert_eq!(report.unreadable, 0, "seed {seed}");
         let found = seen_of(&state);
+        self.questions = 0;
+        let most = self.random.pick(&[0, 1000, 20_000]);
+        let some = recover_some(&Folder(&self.disk), options(), seed, most).expect("as before");
+        assert_eq!(names_of(&some.state), names_of(&state), "seed {seed}: up to {most}");
         let mut naive = Naive::default();
         let mut through = None;
         for k in 0..=self.brought.len() {
@@ -322,7 +381,23 @@ impl World {
     }
 }
 
-fn run(seed: u64, steps: usize) {
+type Owed = Vec<(u64, QoS, bool)>;
+
+/// What each session is owed, in its order, wherever it is; in groups, too.
+fn names_of(state: &DurableState) -> Vec<(&str, Owed)> {
+    let of = |session: &'_ DurableSession| {
+        let queue = session.queue.iter().map(|queued| {
+            (state.messages[queued.message as usize].id.order(), queued.qos, queued.retain)
+        });
+        let on_disk = session.on_disk.iter().map(|e| (e.id.order(), e.qos, e.retain));
+        let all: Vec<_> = queue.chain(on_disk).collect();
+        assert!(all.is_sorted_by_key(|(name, ..)| *name));
+        all
+    };
+    state.sessions.iter().map(|session| (&*session.client_id, of(session))).collect()
+}
+
+fn run(seed: u64, steps: usize) -> u64 {
     let mut world = World::new(seed);
     for step in 0..steps {
         world.step();
@@ -346,6 +421,7 @@ fn run(seed: u64, steps: usize) {
     world.crash(false, seed);
     world.disk.cut_power();
     recover(&Folder(&world.disk), options(), seed).expect("whatever is lost, it starts");
+    world.read
 }
 
 /// SHARDS.md J1 and J10, and what DESIGN.md section 5 promises, over seeds.
@@ -354,7 +430,9 @@ fn run(seed: u64, steps: usize) {
 #[test]
 fn what_is_committed_is_recovered() {
     let seeds = std::env::var("NOCTULE_JOURNAL_SEEDS").ok().and_then(|n| n.parse().ok());
+    let mut read = 0;
     for seed in 0..seeds.unwrap_or(40) {
-        run(seed, 3000);
+        read += run(seed, 3000);
     }
+    assert!(read > 1000, "{read} messages were read back");
 }

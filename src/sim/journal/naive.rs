@@ -310,6 +310,11 @@ impl Naive {
     }
 
     /// What a recovery has to give.
+    /// Topic and payload of a message.
+    pub(super) fn message(&self, name: u64) -> Option<(&str, &[u8])> {
+        self.messages.get(&name).map(|message| (&*message.topic, &*message.payload))
+    }
+
     pub(super) fn seen(&self) -> Seen {
         let mut seen = Seen { retained: self.retained.clone(), ..Seen::default() };
         let mut hold = |name: u64| {
@@ -389,6 +394,13 @@ impl Seen {
 }
 
 /// What a recovery has given.
+impl Seen {
+    /// Whether somebody holds it.
+    pub(super) fn has(&self, name: u64) -> bool {
+        self.messages.contains_key(&name)
+    }
+}
+
 pub(super) fn seen_of(state: &DurableState) -> Seen {
     let name = |place: u32| state.messages[place as usize].id.order();
     let mut seen = Seen::default();
