@@ -403,14 +403,16 @@ impl Broker {
             return Step::Close;
         };
         let Some(session) = self.sessions.get_mut(key) else { return Step::Close };
-        let is_recorded = self.changes.is_enabled()
-            && session.is_durable()
-            && session.inbound.as_ref().is_some_and(|inbound| inbound.is_recorded(id));
+        let lasts = self.changes.is_enabled() && session.is_durable();
+        let is_recorded =
+            lasts && session.inbound.as_ref().is_some_and(|inbound| inbound.is_recorded(id));
         let held = session.inbound.as_mut().map_or(Held::No, |inbound| inbound.release(id));
         if held == Held::No {
             self.stats.acks_unknown += 1;
             let reason = ReasonCode::PACKET_IDENTIFIER_NOT_FOUND;
-            self.answer_pubrel(conn, None, id, reason);
+            // PUBREL came twice: the record of the first may be under way still (SHARDS.md J4).
+            let pending = if lasts { self.changes.pending() } else { None };
+            self.answer_pubrel(conn, pending, id, reason);
             return Step::Next;
         }
         let client_id = is_recorded.then(|| session.client_id.clone());
