@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Planted bugs: are they found by the simulated world? scripts/mutants.sh [options] [NAME...]
 #
-# Each tests/mutants/NAME.patch is a small bug. It is applied to a copy of the tree, which is built
-# and runs seeds until one breaks a rule; the table says how many that took, and which rule. Without
-# names, all of them.
+# Each tests/mutants/NAME.patch is a small bug; its first line says which. It is applied to a copy of
+# the tree, which is built and runs seeds until one breaks a rule; the table says how many that took,
+# and which rule. Without names, all of them.
+#
+# Most are found by `noctule sim`. One with a second line `found-by: sim::crash` (or sim::journal) is
+# found by that test of the library, which has seeds of its own; the table names the test as the rule.
 #
 #   --check        only see whether all patches still apply
 #   --seeds N      give up after so many (200)
@@ -52,6 +55,14 @@ plant() {
     patch --quiet --forward --strip=1 --directory="$copy" <"tests/mutants/$1.patch"
 }
 
+# The bug is built anew each time: what is built sooner is soonest done.
+build_and() {
+    CARGO_TARGET_DIR=$(target_dir)/mutants cargo "$1" --locked --quiet --profile sim \
+        --config profile.sim.package.noctule.opt-level=1 \
+        --config profile.sim.package.noctule.debug=false \
+        --manifest-path "$copy/Cargo.toml" "${@:2}"
+}
+
 touched=()
 printf '%-24s %8s  %-18s %s\n' bug seeds rule what
 for name in "${names[@]}"; do
@@ -65,25 +76,33 @@ for name in "${names[@]}"; do
         printf '%-24s %8s  %-18s %s\n' "$name" - applies "$what"
         continue
     fi
-    # The bug is built anew each time: what is built sooner is soonest done.
-    CARGO_TARGET_DIR=$(target_dir)/mutants cargo build --locked --quiet --profile sim \
-        --config profile.sim.package.noctule.opt-level=1 \
-        --config profile.sim.package.noctule.debug=false \
-        --manifest-path "$copy/Cargo.toml" --bin noctule
     used=$seeds
     rule="NOT FOUND"
-    for ((seed = from; seed < from + seeds; seed += 10)); do
-        count=$((from + seeds - seed < 10 ? from + seeds - seed : 10))
-        if ! log=$(timeout 300 "$(target_dir)/mutants/sim/noctule" sim --seed "$seed" \
-            --seeds "$count" 2>/dev/null); then
-            # One that hangs says nothing: the first of the ten, then.
-            failed_seed=$(sed -n 's/^replay: noctule sim --seed \([0-9]*\).*/\1/p' <<<"$log")
-            used=$((${failed_seed:-$seed} - from + 1))
-            rule=$(sed -n 's/^\([a-z-]*\): .*/\1/p' <<<"$log" | head -1)
-            rule=${rule:-crash}
-            break
+    found_by=$(sed -n '2s/^found-by: //p' "tests/mutants/$name.patch")
+    if [[ -n $found_by ]]; then
+        # The seeds of such a test begin with 0.
+        if ! log=$(NOCTULE_CRASH_SEEDS=$seeds NOCTULE_JOURNAL_SEEDS=$seeds build_and test --lib \
+            -- "$found_by" 2>&1); then
+            failed_seed=$(sed -n 's/.*seed \([0-9]*\).*/\1/p' <<<"$log" | tail -1)
+            [[ -n $failed_seed ]] || die "$name: $log"
+            used=$((failed_seed + 1))
+            rule=$found_by
         fi
-    done
+    else
+        build_and build --bin noctule
+        for ((seed = from; seed < from + seeds; seed += 10)); do
+            count=$((from + seeds - seed < 10 ? from + seeds - seed : 10))
+            if ! log=$(timeout 300 "$(target_dir)/mutants/sim/noctule" sim --seed "$seed" \
+                --seeds "$count" 2>/dev/null); then
+                # One that hangs says nothing: the first of the ten, then.
+                failed_seed=$(sed -n 's/^replay: noctule sim --seed \([0-9]*\).*/\1/p' <<<"$log")
+                used=$((${failed_seed:-$seed} - from + 1))
+                rule=$(sed -n 's/^\([a-z-]*\): .*/\1/p' <<<"$log" | head -1)
+                rule=${rule:-crash}
+                break
+            fi
+        done
+    fi
     printf '%-24s %8d  %-18s %s\n' "$name" "$used" "$rule" "$what"
     if [[ $rule == "NOT FOUND" ]]; then
         failed=$((failed + 1))
