@@ -609,10 +609,15 @@ impl Log {
             return Some(FileOp::Sync { file: *files.last()? });
         }
         let now = self.clocks.monotonic;
-        let Flight::Ready(commit) = &self.flight else { return None };
+        if !matches!(self.flight, Flight::Ready(_)) {
+            return None;
+        }
         if self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
+        // From here on it waits for a segment at most: the host is not to ask all the time.
+        self.retry_at = None;
+        let Flight::Ready(commit) = &self.flight else { return None };
         let span = commit.span();
         let has_room = |segment: &Segment| segment.used + span <= segment.bytes;
         if (self.is_sealed || !self.segments.back().is_some_and(has_room)) && !self.begin_segment()

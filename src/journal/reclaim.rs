@@ -92,7 +92,9 @@ impl Log {
                 if self.cleaner.reading {
                     return;
                 }
-                self.cleaner.segment = None;
+                // What was read of it and not looked at yet is not needed.
+                (self.cleaner.segment, self.cleaner.frame) = (None, None);
+                (self.cleaner.at, self.cleaner.filled) = (0, 0);
             }
             self.cleaner.freed.extend(self.segments.pop_front());
         }

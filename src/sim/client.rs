@@ -53,8 +53,10 @@ pub enum Stage {
     Connecting,
     /// CONNACK has come.
     Online,
-    /// It said DISCONNECT, or broke the protocol: the broker has to close.
+    /// It said DISCONNECT, or was refused: the broker has to close.
     Ending,
+    /// It broke the protocol: the broker has to close, and may say so.
+    Broken,
 }
 
 /// An earlier connection that the client has not closed.
@@ -431,7 +433,7 @@ impl Client {
     }
 
     fn over(&mut self, network: &Network, oracle: &mut Oracle, link: usize) {
-        let was_ending = self.stage == Stage::Ending;
+        let was_ending = matches!(self.stage, Stage::Ending | Stage::Broken);
         self.stage = Stage::Idle;
         self.link = None;
         self.outbox.clear();
@@ -445,9 +447,12 @@ impl Client {
         }
     }
 
-    /// The broker's memory is gone.
+    /// The broker's memory is gone, and what does not last.
     pub fn on_restart(&mut self, network: &Network, oracle: &mut Oracle) {
         self.lose(network, oracle);
+        if oracle.terms().durable {
+            return;
+        }
         self.forget();
         self.late_cleans.clear();
         self.lost = true;
@@ -622,7 +627,13 @@ impl Client {
                 judge_end(self, network, oracle, link, Some(disconnect.reason));
                 oracle.on_will_unsure(link);
             }
-            (Stage::Ending, _) => {}
+            (Stage::Broken, Packet::Disconnect(disconnect)) => {
+                let of_packet = [ReasonCode::MALFORMED_PACKET, ReasonCode::PROTOCOL_ERROR];
+                if !of_packet.contains(&disconnect.reason) {
+                    judge_end(self, network, oracle, link, Some(disconnect.reason));
+                }
+            }
+            (Stage::Ending | Stage::Broken, _) => {}
             (_, Packet::Publish(publish)) => self.on_publish(network, oracle, link, publish),
             (_, Packet::PubAck(ack)) => self.on_answer(oracle, ack, QoS::AtLeastOnce, false),
             (_, Packet::PubRec(ack)) => {
@@ -679,6 +690,9 @@ impl Client {
         };
         self.lost = false;
         let assumed = present.unwrap_or(!clean);
+        if present == Some(true) && self.version != Version::V31 {
+            oracle.on_present(index);
+        }
         oracle.on_connack(index, clean, present.or(Some(assumed)), network);
         if let Some(link) = self.link {
             oracle.on_will_armed(link);
@@ -840,7 +854,7 @@ impl Client {
         let is_error = ack.reason.is_error();
         if !is_last {
             oracle.on_acked(*message, is_error);
-            let may = oracle.terms().refuses && ack.reason == ReasonCode::QUOTA_EXCEEDED;
+            let may = oracle.may_refuse() && ack.reason == ReasonCode::QUOTA_EXCEEDED;
             if is_error && !may {
                 let text = format!("client {index}: {id} by {}", ack.reason.name());
                 oracle.fail("publish-refused", text);

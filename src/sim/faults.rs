@@ -131,6 +131,22 @@ kinds! {
     PacketLimit = "packet-limit",
     /// A broker that caps the keep alive.
     KeepAliveLimit = "keep-alive-limit",
+    /// A broker whose journal is on a disk: what it has acknowledged lasts.
+    Durability = "durability",
+    /// The power is cut, and what was not synced is lost, or not.
+    PowerCut = "power-cut",
+    /// After a restart there are as many shards as it comes.
+    Reshard = "other-shard-count",
+    /// A disk that does nothing for a while.
+    DiskStuck = "disk-stuck",
+    /// Writes that fail, and have happened in part.
+    DiskWriteError = "disk-write-error",
+    /// Syncs that fail, and forget.
+    DiskSyncError = "disk-sync-error",
+    /// No room on the disk (ENOSPC).
+    DiskFull = "disk-full",
+    /// A file system that cannot be written (EROFS).
+    DiskReadOnly = "disk-read-only",
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

@@ -34,7 +34,7 @@ pub fn judge_end(
         Some(_) => (false, "closed"),
         None => {
             // One of 3.x cannot be told that its publication is refused.
-            let may_close = terms.refuses || terms.small_outbox || oracle.is_stopping();
+            let may_close = oracle.may_refuse() || terms.small_outbox || oracle.is_stopping();
             (client.version != Version::V5 && (may_close || taken_over() || silent()), "closed")
         }
     };

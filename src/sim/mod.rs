@@ -16,7 +16,6 @@ pub mod client;
 mod crash;
 pub mod disk;
 pub mod faults;
-#[cfg(test)]
 mod folder;
 #[cfg(test)]
 mod journal;

@@ -4,8 +4,8 @@
 
 use super::faults::{Faults, Kind};
 use super::random::Random;
-use crate::broker::Config;
 use crate::broker::strategy::{Strategies, Strategy};
+use crate::broker::{Config, Durability, Level};
 use crate::ids::PlacementKey;
 
 /// See the [module](self).
@@ -27,6 +27,12 @@ pub struct Terms {
     pub small_outbox: bool,
     /// Whether publications may be refused for want of memory.
     pub refuses: bool,
+    /// Whether what is acknowledged survives the end of the process.
+    pub durable: bool,
+    /// Whether the number of shards may change with it.
+    pub reshards: bool,
+    /// Size of the journal's first segment.
+    pub segment_bytes: u64,
 }
 
 impl Terms {
@@ -43,13 +49,22 @@ impl Terms {
             let strikes = random.chance(300);
             strikes && faults.strikes(kind, &mut Random::new(0, 0), 1000)
         };
-        let queue = limits(Kind::QueueLimit);
-        let outbox = limits(Kind::OutboxLimit);
-        let memory = limits(Kind::MemoryLimit);
+        let mut queue = limits(Kind::QueueLimit);
+        let mut outbox = limits(Kind::OutboxLimit);
+        let mut memory = limits(Kind::MemoryLimit);
         let few_sessions = limits(Kind::SessionLimit);
         let subscriptions = limits(Kind::SubscriptionLimit);
         let packets = limits(Kind::PacketLimit);
         let keep_alive = limits(Kind::KeepAliveLimit);
+        // A stream of its own: whoever asked before the journal was there is answered the same.
+        let mut lasting = Random::new(placement.0, 4);
+        let durable = faults.is_on(Kind::Durability) && lasting.chance(700);
+        if durable {
+            faults.strikes(Kind::Durability, &mut Random::new(0, 0), 1000);
+            // What is dropped, a restart may bring back.
+            (queue, outbox, memory) = (false, false, false);
+        }
+        let level = lasting.pick(&[Level::Process, Level::Power, Level::Power]);
         let default = Config::default();
         let at = |shard: usize| {
             let is_home = |id: &&String| placement.home_of(id, shards).index() == shard;
@@ -71,7 +86,8 @@ impl Terms {
             subscriptions_max: choose(subscriptions, &[2, 4, 7], default.subscriptions_max),
             in_flight_max: choose(true, &[1, 2, 10, 1024], 0) as u16,
             receive_maximum: choose(true, &[1, 2, 5, 50, 1024], 0) as u16,
-            record_changes: random.chance(400),
+            record_changes: random.chance(400) || durable,
+            durability: Durability::of_all(level),
             shared_strategies: Strategies {
                 default: random.pick(&[
                     Strategy::RoundRobin,
@@ -94,6 +110,9 @@ impl Terms {
             drops: queue || outbox || memory,
             small_outbox: outbox,
             refuses: memory,
+            durable,
+            reshards: durable && !few_sessions,
+            segment_bytes: lasting.pick(&[16, 32, 128]) * 1024,
         };
         (terms, config)
     }

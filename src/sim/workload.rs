@@ -63,7 +63,7 @@ impl Workload<'_> {
                     self.client.abandon(self.network, self.oracle);
                 }
             }
-            Stage::Ending => {}
+            Stage::Ending | Stage::Broken => {}
             Stage::Online if self.is_finale => self.act_finale(),
             Stage::Online => self.act_online(),
         }
@@ -259,6 +259,8 @@ impl Workload<'_> {
             resent: false,
             shared_copies: 0,
             life: 0,
+            first_life: 0,
+            may_be_lost: false,
             will: None,
         }
     }
@@ -376,7 +378,7 @@ impl Workload<'_> {
             }
             let mut options = SubscriptionOptions::new(self.qos());
             // MQTT 3.1 has no code for what is refused, and is told QoS 0.
-            let may_be_refused = self.terms.subscriptions_max < 100;
+            let may_be_refused = self.terms.subscriptions_max < 100 || self.terms.durable;
             if is_shared || (may_be_refused && self.client.version == Version::V31) {
                 options.qos = options.qos.max(QoS::AtLeastOnce);
             }
@@ -500,6 +502,6 @@ impl Workload<'_> {
         ];
         let bytes = self.random.pick(bad);
         self.client.send_bytes(self.network, bytes);
-        self.client.stage = Stage::Ending;
+        self.client.stage = Stage::Broken;
     }
 }

@@ -9,17 +9,19 @@
 //! something undone.
 #![forbid(unsafe_code)]
 
+mod restart;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::backend::{Kernel, Shared, SimBackend};
+use super::backend::SimBackend;
+use super::backend::{Kernel, Shared};
 use super::client::{Client, Stage};
 use super::disk::Disk;
 use super::faults::{Faults, Kind};
-use super::login::Countdown;
 use super::network::{self, Network, now, set_now};
 use super::oracle::Oracle;
 use super::random::Random;
@@ -27,14 +29,13 @@ use super::terms::Terms;
 use super::trace::Trace;
 use super::workload::Workload;
 use super::{Options, Report};
-use crate::broker::{Auth, Config, Stats};
+use crate::broker::{Config, Stats};
 use crate::clock::Time;
 use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
-use crate::ids::{PlacementKey, ShardId};
-use crate::io::{Wait, Waker};
-use crate::journal::record::Clocks;
-use crate::mesh::mesh;
-use crate::shard::{ControlMessage, Journal, Log, Memory, Setup, Shard, Turn};
+use crate::ids::PlacementKey;
+use crate::io::Wait;
+use crate::shard::{ControlMessage, Shard, Turn};
+use restart::End;
 
 /// Turns in a calm world after which it should have come to rest.
 const REST_STEPS: usize = 400_000;
@@ -96,6 +97,8 @@ pub struct World {
     terms: Terms,
     ring_len: usize,
     is_finale: bool,
+    /// The disk is well from then on.
+    disk_until: Time,
     config: Config,
     seed: u64,
     rounds: u64,
@@ -139,6 +142,7 @@ impl World {
             terms,
             ring_len: random.pick(&[1, 2, 16]),
             is_finale: false,
+            disk_until: Time::ZERO,
             config,
             seed: options.seed,
             rounds: random.between(2, 4),
@@ -151,56 +155,6 @@ impl World {
         world.shared.borrow_mut().network.trace.line(now(), || format!("{terms:?}"));
         world.start();
         world
-    }
-
-    /// Starts the broker.
-    fn start(&mut self) {
-        self.shared
-            .borrow_mut()
-            .open_rings(self.terms.shards)
-            .expect("invariant: eventfds are to be had");
-        let shards = self.terms.shards;
-        self.runners = mesh(shards, self.ring_len)
-            .into_iter()
-            .enumerate()
-            .map(|(index, mesh)| {
-                let (control, receiver) = channel();
-                let setup = Setup {
-                    id: ShardId::new(index),
-                    shards,
-                    placement: PlacementKey(self.seed),
-                    broker: self.config.clone(),
-                    seed: self.seed.wrapping_add(index as u64),
-                    connect_timeout: Duration::from_secs(10),
-                    listeners: vec![()],
-                    mesh,
-                    control: receiver,
-                    clock: network::now,
-                    journal: match (self.config.record_changes, index) {
-                        (false, _) => Journal::Nowhere,
-                        (true, 0) => Journal::Host(Log::Memory(Box::<Memory>::default())),
-                        (true, _) => Journal::ToHost,
-                    },
-                    clocks: Clocks::default(),
-                    restored: None,
-                };
-                let backend = SimBackend::new(Rc::clone(&self.shared), index);
-                let mut shard = Shard::new(setup, backend);
-                shard.extend(Auth::AllowAll, vec![Box::new(Countdown)]);
-                Runner {
-                    shard,
-                    wait: Wait::None,
-                    control,
-                    stalled_until: Time::ZERO,
-                    is_done: false,
-                }
-            })
-            .collect();
-        let wakers: Vec<Waker> = self.runners.iter().map(|runner| runner.shard.waker()).collect();
-        for runner in &mut self.runners {
-            runner.shard.start(wakers.clone()).expect("invariant: a simulated listener is watched");
-            runner.wait = runner.shard.prepare();
-        }
     }
 
     fn keep_counters(&mut self) {
@@ -266,8 +220,11 @@ impl World {
     /// One step: somebody moves, or time passes.
     fn step(&mut self) {
         self.steps += 1;
+        if self.terms.durable && self.disturb_disk() {
+            return self.crash(End::PowerCut);
+        }
         match self.disturb() {
-            (true, _) => return self.crash(),
+            (true, _) => return self.crash(End::Killed),
             (_, true) => return self.stop(),
             _ => {}
         }
@@ -360,6 +317,7 @@ impl World {
             consider(Some(runner.stalled_until));
             consider(kernel.next_event(index));
         }
+        consider(Some(self.disk_until));
         for client in &self.clients {
             consider(client.next_event());
             consider(Some(client.away_until));
@@ -420,63 +378,11 @@ impl World {
             set_now(now() + Duration::from_secs(secs));
             network.last_jump = now();
         }
-        let crash = strikes(network, Kind::Crash, 8000);
-        let restart = strikes(network, Kind::Restart, 8000);
+        // Where nothing lasts, what comes of a crash is little to look at.
+        let part = if self.terms.durable { 2000 } else { 8000 };
+        let crash = strikes(network, Kind::Crash, part);
+        let restart = strikes(network, Kind::Restart, part);
         (crash, restart)
-    }
-
-    /// The process is killed, and another started.
-    fn crash(&mut self) {
-        self.keep_counters();
-        self.restarts += 1;
-        {
-            let kernel = &mut *self.shared.borrow_mut();
-            kernel.network.trace.line(now(), || "the broker is killed and started".to_owned());
-        }
-        self.runners.clear();
-        self.shared.borrow_mut().kill();
-        self.oracle.on_restart();
-        for client in &mut self.clients {
-            client.on_restart(&self.shared.borrow().network, &mut self.oracle);
-        }
-        self.start();
-    }
-
-    /// The broker stops as it should, while clients go on; then another is started.
-    fn stop(&mut self) {
-        self.oracle.on_stop();
-        {
-            let kernel = &mut *self.shared.borrow_mut();
-            kernel.network.trace.line(now(), || "the broker is told to stop".to_owned());
-            for (runner, ring) in self.runners.iter().zip(&mut kernel.rings) {
-                // A shard that has gone needs no message.
-                let _ = runner.control.send(ControlMessage::Shutdown);
-                ring.is_woken = true;
-            }
-        }
-        let deadline = now() + Duration::from_secs(20);
-        while !self.runners.iter().all(|runner| runner.is_done) {
-            if now() > deadline {
-                return self.oracle.fail("stop", "the broker does not stop".to_owned());
-            }
-            let ready = self.ready_shards();
-            let moving = self.moving_clients();
-            if !ready.is_empty() && self.random.chance(600) {
-                let index = self.random.pick(&ready);
-                self.turn(index);
-            } else if !moving.is_empty() && self.random.chance(600) {
-                let index = self.random.pick(&moving);
-                self.move_client(index);
-            } else if ready.is_empty() && moving.is_empty() {
-                self.pass_to_next_event();
-            } else {
-                set_now(now() + Duration::from_micros(self.random.between(1, 300)));
-            }
-            if self.oracle.violation().is_some() {
-                return;
-            }
-        }
-        self.crash();
     }
 
     /// Faults stop: everything has to come to rest.
@@ -489,6 +395,8 @@ impl World {
         for runner in &mut self.runners {
             runner.stalled_until = Time::ZERO;
         }
+        self.disk_until = Time::ZERO;
+        self.end_disk_trouble();
         for client in &mut self.clients {
             client.deaf_until = Time::ZERO;
             // Some come back only when what was to happen in their absence has.
@@ -593,6 +501,8 @@ impl World {
     fn settle(&mut self) {
         let auditor = self.clients.len() - 1;
         let retained = self.oracle.end_audit();
+        // What is not retained at QoS 0 for want of a disk counts as dropped.
+        let had_trouble = self.terms.durable && self.oracle.may_refuse();
         let dropped =
             |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory + stats.dropped_outbox;
         let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
@@ -601,7 +511,7 @@ impl World {
             self.oracle.settle(&kernel.network, &retained, drops);
         }
         self.workload(auditor, |mut workload| workload.unsubscribe_from("#"));
-        if drops > 0 && !self.terms.drops {
+        if drops > 0 && !self.terms.drops && !had_trouble {
             self.oracle.fail("dropped", format!("{drops} messages, and there was room"));
         }
     }

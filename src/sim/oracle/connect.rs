@@ -24,6 +24,7 @@ impl Oracle {
         let state = &mut self.clients[client];
         state.link = Some(Current { link, asked: now(), began: None });
         state.unread.clear();
+        state.connects_since_end = state.connects_since_end.map(|count| count + 1);
         if clean {
             self.begin_session(client);
         }
@@ -69,6 +70,7 @@ impl Oracle {
         }
         let state = &mut self.clients[client];
         state.established = true;
+        state.connects_since_end = None;
         state.gone_since = None;
         state.least_expiry_secs = state.expiry_secs;
         state.most_expiry_secs = state.expiry_secs;
@@ -86,7 +88,7 @@ impl Oracle {
         let is_full = matches!(reason, ReasonCode::QUOTA_EXCEEDED | ReasonCode::SERVER_UNAVAILABLE);
         let has_session = !clean && self.is_surely_there(client);
         let no_room = self.terms.few_sessions && !has_session;
-        if !(is_full && (no_room || self.terms.refuses)) {
+        if !(is_full && (no_room || self.may_refuse())) {
             self.fail("refused", format!("client {client}: {}", reason.name()));
         }
     }
@@ -115,7 +117,8 @@ impl Oracle {
         let arrived = network.links[mine].connect_arrived?;
         let ends = closed.plus_secs(state.most_expiry_secs) + SLACK;
         let is_forever = state.most_expiry_secs == u32::MAX;
-        (arrived > ends && !is_forever && network.last_jump < closed).then(|| {
+        let is_late = arrived > ends && !self.disk_failed;
+        (is_late && !is_forever && network.last_jump < closed).then(|| {
             format!(
                 "client {client}: gone for {:?} of {} s, and still there",
                 arrived.since(closed),

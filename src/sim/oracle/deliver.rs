@@ -83,7 +83,9 @@ impl Oracle {
         if message.topic != publish.topic || payload(id, message.len) != publish.payload {
             return Err(("corrupt", format!("it was for {}", message.topic)));
         }
-        if message.life < self.life {
+        let lasts = self.terms.durable
+            && (message.qos > QoS::AtMostOnce || message.retain || message.will.is_some());
+        if message.life < self.life && !lasts {
             return Err(("resurrected", "it was lost with the broker's memory".to_owned()));
         }
         let all = session.subscriptions.iter().filter(|s| s.wants(publish.topic));
@@ -187,7 +189,12 @@ impl Oracle {
         let first_is_either = may.iter().all(|s| s.asked.first().is_some_and(replays_first));
         let replays =
             if message.retain { replays.saturating_sub(u32::from(first_is_either)) } else { 0 };
-        if seen.copies >= message.transmissions + replays {
+        // What its client had at less than QoS 2 comes again after a crash, or is sent again.
+        let crashes = match publish.qos {
+            QoS::ExactlyOnce => 0,
+            _ => self.life - message.first_life,
+        };
+        if seen.copies >= message.transmissions + replays + crashes {
             let text = format!(
                 "copy {} of {} published, {replays} replays more",
                 seen.copies + 1,
@@ -211,7 +218,7 @@ impl Oracle {
             return Ok(());
         }
         // What was refused, without its client knowing, comes again behind what was not.
-        if self.terms.refuses && message.resent {
+        if self.may_refuse() && message.resent {
             return Ok(());
         }
         let stream = stream(message, publish.qos);

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod connect;
+mod crash;
 mod deliver;
 mod settle;
 mod will;
@@ -66,6 +67,10 @@ pub struct Message {
     pub shared_copies: u32,
     /// The broker's life when it was last sent.
     pub life: u32,
+    /// And when it was sent first.
+    pub first_life: u32,
+    /// The broker's process has ended, and nothing had said that it keeps this.
+    pub may_be_lost: bool,
     /// What must be true for it to be published, if it is a Will.
     pub will: Option<WillTerms>,
 }
@@ -160,6 +165,9 @@ struct Client {
     gone_since: Option<Time>,
     /// There may be a session of ours at the broker: CONNACK has come in this life of the broker.
     established: bool,
+    /// Its session ended with the broker's process, and so many CONNECTs were sent since: the first
+    /// of them finds none.
+    connects_since_end: Option<u32>,
 }
 
 /// The oracle. See the [module](self).
@@ -185,6 +193,8 @@ pub struct Oracle {
     terms: Terms,
     /// The broker was told to stop.
     is_stopping: bool,
+    /// The disk has had some trouble since all was quiet.
+    disk_failed: bool,
     /// Connections whose CONNACK has come while they were their client's.
     connacked: BTreeSet<usize>,
     /// What the broker says that it has dropped in this life, when all was quiet last.
@@ -214,6 +224,7 @@ impl Oracle {
             record_changes,
             terms,
             is_stopping: false,
+            disk_failed: false,
             connacked: BTreeSet::new(),
             drops_before: 0,
             violation: None,
@@ -250,7 +261,8 @@ impl Oracle {
         if message.qos == QoS::AtMostOnce && message.will.is_none() {
             self.clients[message.client].unread.push(id);
         }
-        self.messages.insert(id, Message { life: self.life, ..message });
+        let (life, first_life) = (self.life, self.life);
+        self.messages.insert(id, Message { life, first_life, ..message });
         id
     }
 
@@ -262,6 +274,7 @@ impl Oracle {
             // QoS 2 is exactly once, however often it is sent.
             message.transmissions += u32::from(message.qos == QoS::AtLeastOnce);
             message.life = self.life;
+            message.may_be_lost = false;
         }
     }
 
@@ -346,7 +359,8 @@ impl Oracle {
         let again: usize = subscriptions.iter().map(|s| s.asked.len() - 1).sum();
         let is_full =
             [0x97, 0x80, 0].contains(&code) && others + again >= self.terms.subscriptions_max;
-        if !is_granted && !is_full {
+        let no_disk = self.disk_failed && [0x83, 0x80, 0].contains(&code);
+        if !is_granted && !is_full && !no_disk {
             let text = format!("client {client}: {whole} answered with {code:#x}");
             self.fail("suback", text);
         }

@@ -52,6 +52,12 @@ impl Oracle {
         self.baseline = retained.clone();
         self.settled = self.next_message;
         self.shared_ends = 0;
+        self.disk_failed = false;
+    }
+
+    /// Whether it was not lost with an earlier life of the broker.
+    fn holds(&self, message: &Message) -> bool {
+        message.life == self.life || self.terms.durable && !message.may_be_lost
     }
 
     /// Whether `message` must come to a session that holds `subscription`.
@@ -66,11 +72,11 @@ impl Oracle {
         message.acked.is_some()
             && !message.refused
             // One that was refused at QoS 0 is counted once, whoever was to get it.
-            && !(self.terms.refuses && message.qos == QoS::AtMostOnce)
+            && !(self.may_refuse() && message.qos == QoS::AtMostOnce)
             && (message.qos > QoS::AtMostOnce || was_there)
             && message.len > 0
             && message.expiry.is_none()
-            && message.life == self.life
+            && self.holds(message)
             && session.packet_max.is_none_or(|max| packet <= max as usize)
             && subscription.ending.is_none()
             && subscription.held.is_some_and(|held| held < message.sent)
@@ -161,7 +167,8 @@ impl Oracle {
     /// Retained publications to a topic that can have become its value since all was quiet.
     fn candidates(&self, topic: &str) -> Vec<(u64, &Message)> {
         self.recent(self.settled)
-            .filter(|(_, m)| m.retain && m.topic == topic && m.life == self.life && !m.refused)
+            .filter(|(_, m)| m.retain && m.topic == topic && !m.refused)
+            .filter(|(_, m)| m.life == self.life || self.terms.durable)
             .filter(|(id, m)| **id >= self.settled || m.will.is_some())
             .map(|(id, m)| (*id, m))
             .collect()
@@ -171,20 +178,26 @@ impl Oracle {
     fn is_outdated(&self, id: u64, message: &Message, among: &[(u64, &Message)]) -> bool {
         message.will.is_none()
             && message.transmissions == 1
-            && !(self.terms.refuses && message.resent)
+            && !(self.may_refuse() && message.resent)
             && among.iter().any(|(later, other)| {
                 *later > id
                     && other.client == message.client
                     && other.will.is_none()
-                    && other.acked.is_some()
+                    && self.is_surely_kept(other)
                     && self.is_before(message.link, other.link)
                     && (other.qos == message.qos || !self.record_changes)
             })
     }
 
+    /// Whether a retained message was acknowledged, and so became its topic's value at some time.
+    fn is_surely_kept(&self, message: &Message) -> bool {
+        let is_quiet = self.disk_failed && message.qos == QoS::AtMostOnce;
+        message.acked.is_some() && !message.may_be_lost && !is_quiet
+    }
+
     fn wrong_value(&self, topic: &str, value: Option<u64>) -> Option<String> {
         let among = self.candidates(topic);
-        let sure = |m: &Message| m.acked.is_some() && m.expiry.is_none();
+        let sure = |m: &Message| self.is_surely_kept(m) && m.expiry.is_none();
         let before = self.baseline.get(topic).copied();
         match value {
             Some(value) => {

@@ -138,7 +138,8 @@ impl Oracle {
             let will = self.messages[&id].will.as_ref();
             // The broker had read the DISCONNECT before it began to close.
             // Where little may wait for a client, the broker may have ended it before.
-            let is_sure = !self.terms.small_outbox;
+            // So it may one of 3.x whose publication it had to refuse.
+            let is_sure = !self.terms.small_outbox && !self.disk_failed;
             if is_sure && will.is_some_and(|will| !will.unsure && network.links[will.link].drained)
             {
                 let text = format!("message {id}: its client has said DISCONNECT");
