@@ -65,11 +65,11 @@ pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of those that only the journal has.
 pub const QUEUE_DISK_BYTES_MAX: usize = 4 * 1024 * 1024 * 1024;
 /// Bytes of one queue that are to be ready for a client that takes them, while the rest is on disk.
-pub const READ_WINDOW_BYTES: usize = 1024 * 1024;
+pub const READ_WINDOW_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes that one question to the journal asks for, give or take a message.
-pub const READ_PIECE_BYTES: usize = 512 * 1024;
+pub const READ_PIECE_BYTES: usize = 1024 * 1024;
 /// Messages that it asks for.
-pub const READ_PIECE_LEN: usize = 1024;
+pub const READ_PIECE_LEN: usize = 4096;
 /// Such questions of one shard that are open.
 pub const READS_OPEN_MAX: usize = 16;
 /// Messages of one queue that are evicted before it is another one's turn.
@@ -213,9 +213,9 @@ pub const JOURNAL_CLEAN_BYTES: usize = 128 * 1024;
 /// Reads for messages that queues have left to the journal, under way at once.
 pub const JOURNAL_READS_MAX: usize = 4;
 /// Bytes of one of them, unless one record has more.
-pub const JOURNAL_READ_BACK_BYTES: usize = 512 * 1024;
+pub const JOURNAL_READ_BACK_BYTES: usize = 1024 * 1024;
 /// Bytes of an answer from which on it is given as far as it is.
-pub const JOURNAL_ANSWER_BYTES: usize = 1024 * 1024;
+pub const JOURNAL_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of a new segment that are zeroed at once.
 pub const JOURNAL_ZERO_BYTES: usize = 1024 * 1024;
 /// Bytes that a recovery reads at once where it needs single records.

@@ -6,6 +6,8 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt as _;
+
 use noctule::codec::mqtt::{
     Connect, ConnectProperties, Packet, PacketId, PacketKind, Publish, QoS, Version,
 };
@@ -166,6 +168,74 @@ fn the_queue_on_disk_has_a_bound() {
         assert!(wire.handshake(lasting(V5, "archive")));
         drain(&mut wire, 0..kept);
         wire.expect_nothing_before_ping();
+        broker.stop();
+    }
+}
+
+/// Writes over a part of this message where it lies in the journal.
+fn damage(broker: &Broker, number: u32) {
+    let folder = broker.data().path().join("journal");
+    let needle = &payload(number)[..64];
+    for file in std::fs::read_dir(folder).expect("there is a journal") {
+        let path = file.expect("a file").path();
+        let bytes = std::fs::read(&path).expect("it can be read");
+        if let Some(at) = bytes.windows(needle.len()).position(|bytes| bytes == needle) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).expect("ours");
+            file.write_all_at(&[0xee; 100], at as u64 + 200).expect("written over");
+            return file.sync_all().expect("synced");
+        }
+    }
+    panic!("message {number} is not in the journal");
+}
+
+/// A record that cannot be read is tried again for a while, then it is lost: counted and named, and
+/// what stands behind it comes. What is damaged is lost alone.
+#[test]
+fn what_cannot_be_read_is_skipped() {
+    const COUNT: u32 = 200;
+    for combination in combinations() {
+        println!("on {combination}");
+        let folder = tempfile::tempdir().expect("a directory");
+        let faults = folder.path().join("faults");
+        std::fs::write(&faults, "").expect("written");
+        let rig = ["--rig-faults", faults.to_str().expect("a plain path")];
+        let broker = builder(combination, &rig).start();
+        let mut wire = broker.connect();
+        wire.handshake(lasting(V5, "archive"));
+        wire.subscribe("bad/#", AtLeastOnce);
+        drop(wire);
+        let mut source = broker.connect();
+        source.handshake(connect(V5, "source"));
+        fill(&mut source, "bad/x", 0..COUNT);
+        let evicted = broker.count("broker", "messages_evicted");
+        assert!(evicted > 60, "{evicted}");
+        damage(&broker, 180);
+        std::fs::write(&faults, "read EIO\n").expect("written");
+        let mut wire = broker.connect();
+        assert!(wire.handshake(lasting(V5, "archive")));
+        let mut got = Vec::new();
+        let mut take = |wire: &mut Wire, until: usize| {
+            while got.len() < until {
+                let Packet::Publish(publish) = wire.recv() else { panic!("only messages") };
+                let (number, _) = publish.payload.split_first_chunk().expect("a number");
+                let (number, id) = (u32::from_le_bytes(*number), publish.packet_id);
+                wire.send_ack(PacketKind::PubAck, id.expect("QoS 1").get());
+                got.push(number);
+            }
+        };
+        take(&mut wire, COUNT as usize - evicted as usize);
+        broker.wait_for_count("broker", "dropped_unreadable", |lost| lost > 0);
+        std::fs::write(&faults, "").expect("written");
+        broker.wait_for_count("loop", "messages_on_disk", |left| left == 0);
+        let lost = broker.count("broker", "dropped_unreadable") as u32;
+        take(&mut wire, (COUNT - lost) as usize);
+        // One is damaged; the others are the first that were asked for.
+        let first = COUNT - evicted as u32;
+        let is_lost = |n: &u32| *n == 180 || (first..first + lost - 1).contains(n);
+        assert_eq!(got, (0..COUNT).filter(|n| !is_lost(n)).collect::<Vec<_>>());
+        let log = broker.stderr();
+        assert!(log.contains("cannot be read and is lost"));
+        assert!(log.contains(".journal: byte "));
         broker.stop();
     }
 }

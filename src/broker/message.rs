@@ -178,7 +178,7 @@ pub(crate) const STORED_OVERHEAD: usize = 64;
 /// A free slot keeps a buffer of at most this size.
 const RECYCLED_BYTES_MAX: usize = 1024;
 /// As long as not so many slots are free.
-const RECYCLED_MAX: usize = 16_384;
+const RECYCLED_MAX: usize = 4096;
 /// What a queued message of which only the journal has the bytes takes all the same: in its queue,
 /// and where the journal keeps its books of it.
 pub(crate) const EVICTED_BYTES: usize = 96;

@@ -446,12 +446,12 @@ impl Queue {
     }
 
     /// Whether it is time to read back, for a client that takes what is ready, of which there is to
-    /// be up to `window` bytes.
+    /// be up to `window` bytes: as soon as an eighth of them is free, so that the disk is kept busy.
     #[inline]
     pub(super) fn wants_read(&self, window: usize) -> bool {
         self.evicted > 0
             && !self.is_asking
-            && (self.ready == 0 || self.held_bytes < window.div_ceil(2))
+            && (self.ready == 0 || self.held_bytes < window - window / 8)
     }
 
     /// The first messages that are evicted and have not expired: at least one if there is one among

@@ -19,6 +19,7 @@ use crate::codec::mqtt::{
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::limits::SHARE_PAYLOAD_FROM;
 
+use super::evict::ReadBack;
 use super::{Accepted, Batch, Broker, Config, Disconnection, Frame, Record, Step};
 
 /// A client's connection, by its number.
@@ -88,6 +89,8 @@ pub(crate) struct World {
     pub(crate) uncommitted: Vec<u64>,
     /// All that was said to the journal.
     pub(crate) records: Vec<Record>,
+    /// What the journal was asked for.
+    pub(crate) reads: Vec<ReadBack>,
     links: Vec<Link>,
     key: PlacementKey,
 }
@@ -109,6 +112,7 @@ impl World {
             commits: true,
             uncommitted: vec![0; shards],
             records: Vec::new(),
+            reads: Vec::new(),
             links: Vec::new(),
             key,
         };
@@ -273,6 +277,7 @@ impl World {
 
     fn commit(&mut self, shard: usize) {
         let broker = &mut self.brokers[shard];
+        self.reads.append(&mut broker.out.reads);
         if let Some(last) = broker.out.changes.last() {
             self.uncommitted[shard] = last.number;
         }

@@ -7,6 +7,7 @@ mod bounds;
 mod connecting;
 mod delivery;
 mod durable;
+mod evicting;
 mod policy;
 mod publishing;
 mod restoring;

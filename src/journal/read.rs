@@ -254,6 +254,15 @@ impl Log {
         }
     }
 
+    /// Whether the next message of a question lies in this file.
+    fn lies_in(&self, index: usize, file: FileId) -> bool {
+        let answer = &self.reader.open[index].answer;
+        let Some(id) = answer.messages.get(answer.items.len()) else { return false };
+        let Place::At(at) = self.fold.place_of(id.order()) else { return false };
+        self.is_written(at.commit)
+            && self.locate(at).is_some_and(|(segment, _)| self.segments[segment].file == file.0)
+    }
+
     fn is_forgotten(&self, name: u64) -> bool {
         self.fold.place_of(name) == Place::Gone
     }
@@ -311,6 +320,8 @@ impl Log {
         let before = self.reader.open[index].answer.items.len();
         match result {
             _ if before == self.reader.open[index].answer.messages.len() => {}
+            // Copied forward meanwhile, and its file was removed.
+            Err(_) if !self.lies_in(index, file) => {}
             Ok(read) => {
                 self.counters.read_bytes += read as u64;
                 self.take_records(index, file, offset, &buf.as_slice()[..read]);
@@ -404,12 +415,7 @@ impl Log {
     /// Opening a file for reading has failed: who waits for it tries again, some times.
     pub(super) fn on_open_failed(&mut self, file: FileId) {
         for index in 0..self.reader.open.len() {
-            let open = &self.reader.open[index];
-            let Some(id) = open.answer.messages.get(open.answer.items.len()) else { continue };
-            if let Place::At(at) = self.fold.place_of(id.order())
-                && let Some((segment, _)) = self.locate(at)
-                && self.segments[segment].file == file.0
-            {
+            if self.lies_in(index, file) {
                 self.on_unread(index, "its file cannot be opened", true);
             }
         }

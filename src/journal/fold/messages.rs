@@ -30,8 +30,9 @@ pub(crate) struct Owed {
     /// At which it is delivered.
     pub(crate) qos: u8,
     pub(crate) retain: bool,
-    /// The serial number of the only subscription that it is owed by; 0 if that is not known.
-    pub(crate) only: u64,
+    /// The last bits of the serial number of the only subscription that it is owed by; 0 if that is
+    /// not known.
+    pub(crate) only: u32,
     /// The first Subscription Identifier, 0 without one.
     pub(crate) subscription_id: u32,
     /// The others.
@@ -74,7 +75,8 @@ pub(crate) enum Receivers {
     #[default]
     None,
     One(Owed),
-    Many(Vec<Owed>),
+    #[expect(clippy::box_collection, reason = "seldom there: a word in each of many")]
+    Many(Box<Vec<Owed>>),
 }
 
 impl Receivers {
@@ -89,7 +91,7 @@ impl Receivers {
     pub(crate) fn push(&mut self, owed: Owed) {
         *self = match std::mem::take(self) {
             Self::None => Self::One(owed),
-            Self::One(first) => Self::Many(vec![first, owed]),
+            Self::One(first) => Self::Many(Box::new(vec![first, owed])),
             Self::Many(mut all) => {
                 all.push(owed);
                 Self::Many(all)
@@ -144,34 +146,58 @@ pub(crate) struct Message {
 }
 
 // There may be millions.
-const _: () = assert!(size_of::<Option<Message>>() <= 56);
+const _: () = assert!(size_of::<Option<Message>>() <= 48);
+
+/// Where the messages of some names are that follow each other: in a queue most of them are there.
+#[derive(Debug)]
+struct Page {
+    slots: [u32; PAGE],
+    used: u32,
+}
+
+/// Names of one page.
+const PAGE: usize = 32;
+/// None of the name is there.
+const NO_SLOT: u32 = u32::MAX;
 
 /// All of them, by name.
 #[derive(Debug)]
 pub(crate) struct Messages {
     slots: Vec<Option<Message>>,
     free: Vec<u32>,
-    /// In many parts, so that none takes long to grow.
-    parts: Vec<HashMap<u64, u32, FixedState>>,
+    /// Pages by what their names have in common; in many parts, so that none takes long to grow.
+    parts: Vec<HashMap<u64, Box<Page>, FixedState>>,
+    pages: usize,
 }
 
-const PARTS: usize = 256;
+const PARTS: usize = 64;
 
 impl Default for Messages {
     fn default() -> Self {
         let part = || HashMap::with_hasher(FixedState::with_seed(0x6d73_6773));
-        Self { slots: Vec::new(), free: Vec::new(), parts: (0..PARTS).map(|_| part()).collect() }
+        let parts = (0..PARTS).map(|_| part()).collect();
+        Self { slots: Vec::new(), free: Vec::new(), parts, pages: 0 }
     }
 }
 
-impl Messages {
-    fn part(name: u64) -> usize {
-        // Names of one origin differ in what is above their lowest byte.
-        ((name >> 8) as usize ^ name as usize) % PARTS
-    }
+/// The part, the page, and where in it. Names of one origin differ in what is above their lowest
+/// byte.
+fn place(name: u64) -> (usize, u64, usize) {
+    let sequence = name >> 8;
+    let page = sequence / PAGE as u64;
+    ((page as usize ^ name as usize) % PARTS, page << 8 | name & 0xff, sequence as usize % PAGE)
+}
 
+/// The name at a place in a page.
+fn name_at(page: u64, index: usize) -> u64 {
+    ((page >> 8) * PAGE as u64 + index as u64) << 8 | page & 0xff
+}
+
+impl Messages {
     fn slot(&self, name: u64) -> Option<usize> {
-        self.parts[Self::part(name)].get(&name).map(|slot| *slot as usize)
+        let (part, page, index) = place(name);
+        let slot = self.parts[part].get(&page)?.slots[index];
+        (slot != NO_SLOT).then_some(slot as usize)
     }
 
     pub(crate) fn get(&self, name: u64) -> Option<&Message> {
@@ -194,12 +220,28 @@ impl Messages {
                 (self.slots.len() - 1) as u32
             }
         };
-        let old = self.parts[Self::part(name)].insert(name, slot);
-        debug_assert!(old.is_none(), "invariant: inserted once");
+        let (part, page, index) = place(name);
+        let page = self.parts[part].entry(page).or_insert_with(|| {
+            self.pages += 1;
+            Box::new(Page { slots: [NO_SLOT; PAGE], used: 0 })
+        });
+        debug_assert_eq!(page.slots[index], NO_SLOT, "invariant: inserted once");
+        page.slots[index] = slot;
+        page.used += 1;
     }
 
     pub(crate) fn remove(&mut self, name: u64) -> Option<Message> {
-        let slot = self.parts[Self::part(name)].remove(&name)?;
+        let (part, key, index) = place(name);
+        let page = self.parts[part].get_mut(&key)?;
+        let slot = std::mem::replace(&mut page.slots[index], NO_SLOT);
+        if slot == NO_SLOT {
+            return None;
+        }
+        page.used -= 1;
+        if page.used == 0 {
+            self.parts[part].remove(&key);
+            self.pages -= 1;
+        }
         self.free.push(slot);
         self.slots[slot as usize].take()
     }
@@ -210,15 +252,19 @@ impl Messages {
 
     /// All of them, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Message)> {
-        self.parts
-            .iter()
-            .flatten()
-            .filter_map(|(name, slot)| Some((*name, self.slots[*slot as usize].as_ref()?)))
+        self.parts.iter().flatten().flat_map(|(key, page)| {
+            let slots = page.slots.iter().enumerate();
+            slots.filter(|(_, slot)| **slot != NO_SLOT).filter_map(|(index, slot)| {
+                Some((name_at(*key, index), self.slots[*slot as usize].as_ref()?))
+            })
+        })
     }
 
     /// Bytes of memory, without lists of many receivers.
     pub(crate) fn bytes(&self) -> usize {
         let map = self.parts.iter().map(|part| part.capacity() * 17).sum::<usize>();
-        map + self.slots.capacity() * size_of::<Option<Message>>() + self.free.capacity() * 4
+        map + self.pages * size_of::<Page>()
+            + self.slots.capacity() * size_of::<Option<Message>>()
+            + self.free.capacity() * 4
     }
 }

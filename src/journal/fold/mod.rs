@@ -337,7 +337,7 @@ impl Fold {
                 is_assigned: false,
                 qos: granted.min(publish.qos),
                 retain: publish.retain && as_published,
-                only: if same.len() == 1 { same[0].serial } else { 0 },
+                only: if same.len() == 1 { same[0].serial as u32 } else { 0 },
                 subscription_id: 0,
                 more_ids: None,
             };
@@ -726,7 +726,7 @@ impl Fold {
                 && seen.iter().any(|last| {
                     origin_of(last) == origin_of(*name) && sequence_of(*name) <= sequence_of(last)
                 });
-            !had && owed.is_some_and(|owed| owed.only == sub.serial)
+            !had && owed.is_some_and(|owed| owed.only == sub.serial as u32)
         };
         session.queue.latest().take(JOURNAL_UNSUBSCRIBE_LOOKS).filter(is_ended).collect()
     }
