@@ -13,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod codec;
+pub mod crashtest;
 pub mod ids;
 pub mod io;
 pub mod journal;

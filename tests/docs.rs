@@ -74,7 +74,7 @@ fn links_lead_to_files() {
 #[test]
 fn the_flags_that_the_readme_names_exist() {
     let mut help = String::new();
-    for command in ["serve", "doctor", "sub", "pub"] {
+    for command in ["serve", "doctor", "sub", "pub", "crashtest"] {
         let noctule = Command::new(env!("CARGO_BIN_EXE_noctule"));
         let output = { noctule }.args([command, "--help"]).output().expect("run noctule");
         help.push_str(&String::from_utf8_lossy(&output.stdout));

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server", &["admin", "shard", "io", "journal", "broker", "mesh"]),
     ("admin", &["server::config", "shard::control"]),
     ("bench", &["client", "io", "transport", "codec"]),
+    ("crashtest", &["client", "codec", "io", "sim"]),
     ("sim", &["shard", "client", "io", "journal", "broker", "codec", "mesh"]),
     ("shard", &["broker", "transport", "io", "mesh", "journal", "link", "codec"]),
     ("link", &["client", "codec"]),

@@ -5,6 +5,7 @@ mod bench;
 mod compare;
 mod connect;
 mod connection;
+mod crashtest;
 mod doctor;
 mod format;
 mod journal;
@@ -55,6 +56,8 @@ enum Command {
     Sim(sim::Flags),
     /// Look into the journal of a broker, or check that it is whole
     Journal(journal::Flags),
+    /// Kill a broker again and again, and check that it keeps what it has acknowledged
+    Crashtest(crashtest::Flags),
     /// Try what the broker needs of this machine, and say what to do about the rest
     Doctor(doctor::Flags),
 }
@@ -69,6 +72,7 @@ pub fn run() -> ExitCode {
         Some(Command::Compare(flags)) => compare::run(&flags),
         Some(Command::Journal(flags)) => journal::run(&flags),
         Some(Command::Sim(flags)) => sim::run(flags),
+        Some(Command::Crashtest(flags)) => crashtest::run(flags),
         Some(Command::Pub(flags)) => pub_::run(&flags),
         Some(Command::Sub(flags)) => sub::run(&flags),
         Some(Command::Rr(flags)) => rr::run(&flags),

@@ -102,6 +102,17 @@ impl Disk {
         }
     }
 
+    /// One that holds these files, all of them on disk.
+    pub fn holding(seed: u64, files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>) -> Self {
+        let mut disk = Self::new(seed);
+        for (path, bytes) in files {
+            let inode = Some(disk.files.len());
+            disk.names.insert(path, Name { now: inode, stable: inode });
+            disk.files.push(File { stable: bytes.clone(), now: bytes, dirty: Vec::new() });
+        }
+        disk
+    }
+
     /// An operation of one process's (or shard's) backend.
     pub fn submit(&mut self, user: usize, op: FileOp) {
         self.under_way.push((user, op));
@@ -125,6 +136,31 @@ impl Disk {
         let (_, mut op) = self.under_way.remove(self.random.pick(&mine));
         let result = self.perform(user, &mut op);
         Some(FileDone { op, result })
+    }
+
+    /// Ends the operation that `is_it` names, as it should or with an error.
+    pub fn finish(&mut self, user: usize, is_it: impl Fn(&FileOp) -> bool, is_ok: bool) {
+        let found = self.under_way.iter().position(|(whose, op)| *whose == user && is_it(op));
+        let Some((_, mut op)) = found.map(|index| self.under_way.remove(index)) else { return };
+        if is_ok {
+            // Where it was done before there was trouble or there was not; here there is none.
+            let _ = self.perform(user, &mut op);
+        } else if let FileOp::Write { file, offset, buf, from, .. } = &op
+            && let Ok(inode) = self.inode(user, *file)
+        {
+            self.write_some(inode, *offset as usize, &buf.as_slice()[*from..]);
+        }
+    }
+
+    /// Bytes that were written, or are being written, and not synced.
+    pub fn unsynced_bytes(&self) -> u64 {
+        let dirty = self.files.iter().flat_map(|file| &file.dirty);
+        let written: usize = dirty.map(|(_, bytes)| bytes.len()).sum();
+        let under_way = self.under_way.iter().map(|(_, op)| match op {
+            FileOp::Write { buf, from, .. } => buf.len() - from,
+            _ => 0,
+        });
+        (written + under_way.sum::<usize>()) as u64
     }
 
     fn perform(&mut self, user: usize, op: &mut FileOp) -> io::Result<usize> {
