@@ -29,6 +29,8 @@ pub const CONNECT_SIZE_DEFAULT: usize = 128 * 1024;
 pub const CONNECT_SIZE_LEAST: usize = 256;
 /// How long a connection may take to send its CONNECT.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within so much the machine knows when input has arrived.
+pub const INPUT_AGE_COARSE: Duration = Duration::from_millis(50);
 /// Authentication methods of one broker.
 pub const AUTHENTICATION_METHODS_MAX: usize = 16;
 /// Authentication Data of one packet of a client, in bytes.

@@ -67,6 +67,8 @@ pub(crate) struct Conn {
     pub(crate) keep_alive_timer: Option<TimerKey>,
     /// Silence after which the client is gone, in milliseconds; 0 is never.
     pub(crate) silence_max_ms: u32,
+    /// It was silent for that long, and something of it stood unread.
+    pub(crate) was_spared: bool,
     pub(crate) cold: Option<Box<Cold>>,
 }
 
@@ -113,6 +115,7 @@ impl Default for Conn {
             heard: Time::ZERO,
             keep_alive_timer: None,
             silence_max_ms: 0,
+            was_spared: false,
             cold: None,
         }
     }

@@ -14,6 +14,7 @@ use crate::codec::mqtt::{
     ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, QoS, ReasonCode, Version,
 };
 use crate::ids::ConnId;
+use crate::limits::INPUT_AGE_COARSE;
 
 use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
@@ -790,6 +791,22 @@ impl Broker {
         }
         let at = conn.heard + silence_max;
         if at > now {
+            conn.was_spared = false;
+            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
+            return;
+        }
+        self.out.silent.push(id);
+    }
+
+    /// It was not heard for too long; `age` ago something of it has arrived, read or not. What a
+    /// shard that was busy has not read yet counts (SHARDS.md L7): it is given time to be read, once,
+    /// so that a client that never ends a packet is not kept by its single bytes.
+    pub(super) fn on_silence(&mut self, now: Time, id: ConnId, age: Duration) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let arrived = now - age;
+        if arrived > conn.heard + INPUT_AGE_COARSE && !conn.was_spared {
+            conn.was_spared = true;
+            let at = now + Duration::from_millis(u64::from(conn.silence_max_ms / 4));
             conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
             return;
         }

@@ -301,6 +301,8 @@ pub struct Outputs {
     pub close: Vec<ConnId>,
     /// Connections to parse on.
     pub resume: Vec<ConnId>,
+    /// Connections that were not heard for too long; answered by [`Broker::handle_silence`].
+    pub silent: Vec<ConnId>,
     /// One per shard; this shard's own stays empty.
     pub batches: Vec<Batch>,
     /// Durable changes, in the order of their numbers.
@@ -315,6 +317,7 @@ impl Outputs {
         self.dirty.conns.is_empty()
             && self.close.is_empty()
             && self.resume.is_empty()
+            && self.silent.is_empty()
             && self.changes.is_empty()
             && self.reads.is_empty()
             && self.batches.iter().all(Batch::is_empty)
@@ -623,6 +626,12 @@ impl Broker {
         subscribe::lower_interest(self, now);
         retained::expire(self, now);
         replay::run(self, now);
+    }
+
+    /// A connection of [`Outputs::silent`], and how long ago at least something of it has arrived,
+    /// read or not.
+    pub fn handle_silence(&mut self, now: Time, conn: ConnId, age: Duration) {
+        self.on_silence(now, conn, age);
     }
 
     /// When [`Broker::handle_timeouts`] has something to do next.

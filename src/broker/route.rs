@@ -461,9 +461,10 @@ fn is_local(
         return false;
     }
     match publication.publisher {
-        Some(publisher) => publisher == session,
-        // The Will of a session that is over, perhaps.
-        None => broker
+        Some(publisher) if publisher == session => true,
+        Some(publisher) if broker.sessions.get(publisher).is_some() => false,
+        // A Will, or what waited for a commit: their session may be over, and a new one there.
+        _ => broker
             .sessions
             .get(session)
             .is_some_and(|session| *session.client_id == *publication.publisher_id),

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -83,6 +84,8 @@ struct Link {
 pub(crate) struct World {
     pub(crate) brokers: Vec<Broker>,
     pub(crate) now: Time,
+    /// How long ago the last input of every client has arrived.
+    pub(crate) input_age: Duration,
     /// Whether changes are committed in each tick.
     pub(crate) commits: bool,
     /// Changes that were said, and not committed, per shard.
@@ -109,6 +112,7 @@ impl World {
         let mut world = Self {
             brokers: (0..shards).map(broker).collect(),
             now: Time::ZERO.plus_secs(1000),
+            input_age: Duration::MAX,
             commits: true,
             uncommitted: vec![0; shards],
             records: Vec::new(),
@@ -251,6 +255,9 @@ impl World {
         for shard in 0..self.brokers.len() {
             let now = self.now;
             self.brokers[shard].handle_timeouts(now);
+            for id in std::mem::take(&mut self.brokers[shard].out.silent) {
+                self.brokers[shard].handle_silence(now, id, self.input_age);
+            }
             moved |= !self.brokers[shard].out.is_empty();
             self.commit(shard);
             moved |= !self.brokers[shard].out.is_empty();

@@ -435,6 +435,9 @@ impl<B: Backend> Shard<B> {
         let is_timed = self.is_open && self.stopping.is_none();
         if is_timed && self.broker.next_deadline().is_some_and(|at| at <= self.now) {
             self.broker.handle_timeouts(self.now);
+            while let Some(id) = self.broker.out.silent.pop() {
+                self.broker.handle_silence(self.now, id, self.backend.input_age(id));
+            }
         }
         while let Some(id) = self.connect_deadlines.pop_due(self.now) {
             if self.conns.get_mut(id).is_some_and(|conn| conn.is_awaited()) {

@@ -101,6 +101,14 @@ impl Terms {
             },
             ..default
         };
+        // An outbox has room for the answers to a whole window, or a client that answers all at once
+        // is closed each time. The least that can be configured has room for that a hundred times.
+        let window = u16::try_from(config.outbox_bytes_max / 20).unwrap_or(u16::MAX);
+        let config = Config {
+            in_flight_max: config.in_flight_max.min(window),
+            receive_maximum: config.receive_maximum.min(window),
+            ..config
+        };
         let terms = Self {
             shards,
             packet_max: config.maximum_packet_size as usize,

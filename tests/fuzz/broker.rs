@@ -112,6 +112,9 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..64 {
             self.broker.handle_timeouts(self.now);
+            for id in std::mem::take(&mut self.broker.out.silent) {
+                self.broker.handle_silence(self.now, id, Duration::MAX);
+            }
             if let Some(change) = self.broker.out.changes.last() {
                 self.uncommitted = change.number;
             }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::broker::auth::{Authorize, ConnectRequest};
 use crate::broker::testing::*;
@@ -260,6 +261,30 @@ fn keep_alive() {
     let mut world = World::with_config(1, &Config { keep_alive_max_secs: 10, ..Config::default() });
     let (client, _) = world.join(&hello(Version::V5, "c"));
     world.advance(16);
+    assert!(world.is_closed(client));
+}
+
+/// What has arrived and stands unread, because the shard was busy, is no silence; once, because
+/// single bytes are no packet.
+#[test]
+fn keep_alive_of_a_client_that_is_not_read() {
+    let mut world = World::new(1);
+    let connect = Connect { keep_alive: 20, ..hello(Version::V5, "c") };
+    let (client, _) = world.join(&connect);
+    world.input_age = Duration::from_secs(1);
+    world.advance(31);
+    assert!(!world.is_closed(client), "its ping is there and not read");
+    world.send(client, &Packet::PingReq);
+    assert_eq!(world.take(client), [Got::PingResp]);
+    world.advance(31);
+    assert!(!world.is_closed(client), "and again");
+    world.advance(8);
+    assert!(world.is_closed(client), "it never becomes a packet");
+    assert_eq!(world.brokers[0].stats().keep_alive_timeouts, 1);
+    // What was heard is not counted again because clocks are coarse.
+    let (client, _) = world.join(&connect);
+    world.input_age = Duration::from_millis(30_990);
+    world.advance(31);
     assert!(world.is_closed(client));
 }
 

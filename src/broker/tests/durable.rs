@@ -78,6 +78,27 @@ fn a_late_answer_that_is_too_large_is_counted() {
     }
 }
 
+/// [MQTT-3.8.3-3]: No Local is by client id, and what waited for its commit knows it when the session
+/// that published it is over and the client has another.
+#[test]
+fn no_local_outlives_the_session_of_the_publisher() {
+    let mut world = recording(1);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "t", QoS::AtLeastOnce);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.commits = false;
+    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
+    world.cut(publisher);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    let options =
+        SubscriptionOptions { no_local: true, ..SubscriptionOptions::new(QoS::AtLeastOnce) };
+    world.subscribe_with(publisher, "t", options, None);
+    world.take(publisher);
+    commit(&mut world);
+    assert_eq!(world.take_payloads(subscriber), ["1"]);
+    assert!(world.take_payloads(publisher).is_empty(), "it is its own");
+}
+
 /// SHARDS.md J4, J5: a parked answer dies with its connection; the PUBLISH sent again on the next
 /// one is parked again, and published once.
 #[test]
