@@ -59,6 +59,8 @@
 #![deny(unsafe_code)]
 
 pub mod epoll;
+#[cfg(debug_assertions)]
+pub mod fault;
 pub mod file;
 mod files;
 mod pool;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use socket2::SockRef;
 
+use super::fault::Fault;
 use super::file::{BLOCK, BlockBuf};
 use super::*;
 use crate::clock;
@@ -49,6 +50,57 @@ fn uring_works() -> bool {
             false
         }
     })
+}
+
+/// Around a backend everything that the contract leaves room for, by the test's name.
+impl<B: Open> Open for Fault<B> {
+    fn open(settings: &Settings) -> io::Result<Self> {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let seed = name.bytes().fold(7u64, |seed, byte| seed.rotate_left(9) ^ u64::from(byte));
+        let plan = format!("{seed}:short-reads,short-sends,delays,slow-files");
+        B::open(settings).map(|inner| Self::new(inner, &plan.parse().unwrap()))
+    }
+}
+
+macro_rules! contract_with_faults {
+    ($($name:ident),* $(,)?) => {
+        mod on_epoll_with_faults {
+            $(#[test] fn $name() { super::$name::<super::Fault<super::Epoll>>(); })*
+        }
+        mod on_uring_with_faults {
+            $(#[test] fn $name() {
+                if super::uring_works() {
+                    super::$name::<super::Fault<super::Uring>>();
+                }
+            })*
+        }
+    };
+}
+
+// What does not count polls or buffers.
+contract_with_faults! {
+    accepts_and_answers,
+    once_reads_once,
+    input_comes_in_order_and_before_its_end,
+    a_large_send_to_a_slow_reader_arrives_whole,
+    a_second_send_or_receive_panics,
+    moving_to_another_backend_loses_nothing,
+    cancelling_once_ends_it_once,
+    close_with_an_armed_receive_sends_fin,
+    close_ends_a_stuck_send,
+    fin_follows_the_send_in_flight,
+    a_reset_ends_the_receive,
+    a_send_to_a_reset_peer_fails,
+    a_small_pool_serves_many,
+    a_tiny_ring_loses_nothing,
+    waking_ends_the_wait,
+    shards_wake_each_other,
+    a_slot_is_used_again,
+    a_removed_listener_refuses,
+    dropping_it_closes_its_connections,
+    files_are_written_and_read,
+    a_file_operation_that_cannot_be_done_says_so,
+    the_end_of_a_file_operation_ends_the_wait,
 }
 
 macro_rules! contract {

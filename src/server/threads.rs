@@ -17,6 +17,8 @@ use super::extensions::Extensions;
 use crate::broker::{self, DurableState};
 use crate::clock;
 use crate::ids::{PlacementKey, ShardId};
+#[cfg(debug_assertions)]
+use crate::io::fault;
 use crate::io::probe::Engine;
 use crate::io::{Epoll, Kernel, Settings, Uring, Waker};
 use crate::journal::record::Clocks;
@@ -187,9 +189,28 @@ impl Job {
             tracing::warn!(shard = self.setup.id.index(), cpu, "cannot pin the shard to its CPU");
         }
         let settings = Settings::default();
+        #[cfg(debug_assertions)]
+        if let Some(plan) = fault::Plan::from_env() {
+            return self.run_with_faults(&settings, &plan);
+        }
         match self.engine {
             Engine::Uring => self.run_with(Uring::new(&settings)),
             Engine::Epoll => self.run_with(Epoll::new(&settings)),
+        }
+    }
+
+    /// For the black-box tests.
+    #[cfg(debug_assertions)]
+    fn run_with_faults(self, settings: &Settings, plan: &fault::Plan) {
+        let plan = plan.of_shard(self.setup.id.index());
+        let settings = plan.settings(settings);
+        match self.engine {
+            Engine::Uring => {
+                self.run_with(Uring::new(&settings).map(|inner| fault::Fault::new(inner, &plan)));
+            }
+            Engine::Epoll => {
+                self.run_with(Epoll::new(&settings).map(|inner| fault::Fault::new(inner, &plan)));
+            }
         }
     }
 

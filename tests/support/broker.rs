@@ -16,6 +16,9 @@ const READY: Duration = Duration::from_secs(30);
 /// How long it may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(15);
 
+/// The variable with faults for a broker of a build with debug assertions.
+const FAULTS: &str = "NOCTULE_TEST_FAULTS";
+
 /// Which broker: its I/O backend and its number of shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Combination {
@@ -103,12 +106,20 @@ pub struct Builder {
     args: Vec<OsString>,
     data: Option<Arc<tempfile::TempDir>>,
     descriptors: Option<u32>,
+    faults: Option<String>,
 }
 
 impl Builder {
     /// How many descriptors the process may have open, instead of what this machine allows.
     pub fn descriptors(mut self, limit: u32) -> Self {
         self.descriptors = Some(limit);
+        self
+    }
+
+    /// Faults of the kernel, as `src/io/fault.rs` reads them; what `NOCTULE_TEST_FAULTS` says if
+    /// not said here.
+    pub fn faults(mut self, plan: impl Into<String>) -> Self {
+        self.faults = Some(plan.into());
         self
     }
 
@@ -168,6 +179,10 @@ impl Builder {
                 command.env_remove(name);
             }
         }
+        if let Some(faults) = self.faults.or_else(|| std::env::var(FAULTS).ok()) {
+            println!("with {FAULTS}={faults}");
+            command.env(FAULTS, faults);
+        }
         let output = File::create(&stderr).expect("create the stderr file");
         command
             .stdin(Stdio::null())
@@ -207,7 +222,14 @@ impl Broker {
 
     /// A broker to be described further.
     pub fn build(combination: Combination) -> Builder {
-        Builder { combination, listeners: 1, args: Vec::new(), data: None, descriptors: None }
+        Builder {
+            combination,
+            listeners: 1,
+            args: Vec::new(),
+            data: None,
+            descriptors: None,
+            faults: None,
+        }
     }
 
     /// Where its first listener is.

@@ -18,7 +18,8 @@
 //! ```
 //!
 //! Variables: `NOCTULE_TEST_IO` (uring, epoll) and `NOCTULE_TEST_SHARDS` (a number) choose a
-//! combination; `NOCTULE_TEST_BROKER_ADDR` runs the tests against a broker that runs already, which
+//! combination; `NOCTULE_TEST_FAULTS=7:quiet` runs all brokers on a kernel that gives input and output
+//! in pieces and late, by seed 7 (`src/io/fault.rs`); `NOCTULE_TEST_BROKER_ADDR` runs the tests against a broker that runs already, which
 //! shows whether it is the test that is wrong; `CI` turns a skip into a failure.
 #![forbid(unsafe_code)]
 // Each test crate uses its part of it; tests wait for a real process on the real clock.
