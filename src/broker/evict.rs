@@ -91,9 +91,14 @@ pub(crate) fn mark(config: &Config) -> usize {
     config.memory_budget / 2
 }
 
+/// Bytes of one queue that are in memory, of what may be evicted.
+fn held_max(config: &Config) -> usize {
+    config.evict_above.min(config.queue_bytes_max)
+}
+
 /// Bytes that are to be ready for a client that reads.
 fn window(config: &Config) -> usize {
-    READ_WINDOW_BYTES.min(config.queue_bytes_max)
+    READ_WINDOW_BYTES.min(held_max(config))
 }
 
 /// Whether what the journal owes this session may be left to it.
@@ -112,7 +117,7 @@ pub(crate) fn is_over(
     let Some(outgoing) = &session.outgoing else { return false };
     let queue = &outgoing.queue;
     queue.evicted() > 0
-        || queue.held_bytes() + size > config.queue_bytes_max
+        || queue.held_bytes() + size > held_max(config)
         || messages.bytes() + size > mark(config)
 }
 

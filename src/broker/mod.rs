@@ -135,6 +135,8 @@ pub struct Config {
     pub queue_bytes_max: usize,
     /// Bytes of those that only the journal has.
     pub queue_disk_bytes_max: usize,
+    /// Bytes of one queue in memory above which what the journal has of it is left to it.
+    pub evict_above: usize,
     /// Whether there is a journal on disk that queues may be left to: what [`Outputs::reads`] asks
     /// for is answered.
     pub queues_evict: bool,
@@ -180,6 +182,7 @@ impl Default for Config {
             queue_len_max: limits::QUEUE_LEN_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
             queue_disk_bytes_max: limits::QUEUE_DISK_BYTES_MAX,
+            evict_above: limits::QUEUE_BYTES_MAX,
             queues_evict: false,
             sessions_max: limits::SESSIONS_MAX,
             subscriptions_max: limits::SUBSCRIPTIONS_PER_SESSION_MAX,

@@ -338,6 +338,7 @@ fn broker_config(config: &Config, shards: usize) -> broker::Config {
         queue_len_max: limits.queue_len_max,
         queue_bytes_max: limits.queue_bytes_max,
         queue_disk_bytes_max: limits.queue_disk_bytes_max,
+        evict_above: limits.queue_bytes_max,
         queues_evict: config.durability.highest() > Level::None,
         // Client ids spread evenly, not exactly so.
         sessions_max: limits.sessions_max.div_ceil(shards),

@@ -19,7 +19,7 @@ use crate::ids::{PlacementKey, ShardId};
 use crate::io::{Wait, Waker};
 use crate::journal::log::Options;
 use crate::journal::record::Clocks;
-use crate::journal::recover::{Recovered, recover};
+use crate::journal::recover::{Recovered, recover_some};
 use crate::mesh::mesh;
 use crate::shard::{ControlMessage, Disk, Journal, Log, Memory, Setup, Shard};
 use crate::sim::backend::SimBackend;
@@ -113,7 +113,8 @@ impl World {
             segment_bytes_first: self.terms.segment_bytes,
             segment_bytes_max: self.terms.segment_bytes * 4,
         };
-        let recovered = recover(&Folder(&self.shared.borrow().disk), options, self.seed);
+        let most = if self.config.queues_evict { self.seed % 3 * 1000 } else { u64::MAX };
+        let recovered = recover_some(&Folder(&self.shared.borrow().disk), options, self.seed, most);
         let Recovered { state, log, report } =
             recovered.expect("invariant: a simulated disk can be read");
         for (name, count) in [
@@ -125,6 +126,7 @@ impl World {
             ("recovered-groups", state.groups.len() as u64),
             ("recovered-wills", state.sessions.iter().filter(|s| s.will.is_some()).count() as u64),
             ("recovered-in-flight", state.sessions.iter().map(|s| s.in_flight.len() as u64).sum()),
+            ("recovered-on-disk", state.sessions.iter().map(|s| s.on_disk.len() as u64).sum()),
             ("recovered-queued", state.sessions.iter().map(|s| s.queue.len() as u64).sum()),
         ] {
             *self.named.entry(name).or_default() += count;
