@@ -65,7 +65,11 @@ struct Host<B> {
 
 impl<B: Backend> Host<B> {
     fn new(backend: B, folder: &Path) -> Self {
-        let log = recover::open(options(folder), 1).expect("an empty journal").log;
+        Self::with(backend, options(folder))
+    }
+
+    fn with(backend: B, options: Options) -> Self {
+        let log = recover::open(options, 1).expect("an empty journal").log;
         let mut host = Self { backend, log, number: 0, batch: Batch::default() };
         // A durable session that wants all of it.
         let client_id: Rc<str> = Rc::from("archive");
@@ -245,7 +249,9 @@ impl<B: Backend> Host<B> {
 fn pauses<B: Backend>(name: &str, backend: B) {
     const MESSAGES: u64 = 1_000_000;
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
-    let mut host = Host::new(backend, folder.path());
+    // Small segments, so that many have to be freed.
+    let segment_bytes_max = 8 * JOURNAL_SEGMENT_BYTES_FIRST;
+    let mut host = Host::with(backend, Options { segment_bytes_max, ..options(folder.path()) });
     let mut queueing = Pauses::default();
     let bring_in = |host: &mut Host<B>, pauses: &mut Pauses, sequence: u64| {
         host.bring(&publish(sequence));
