@@ -27,8 +27,8 @@ use crate::codec::mqtt::{
 use crate::ids::ConnId;
 use crate::io::probe::{self, Engine};
 use crate::io::{
-    Backend as _, Choice, Completion, Epoll, Kernel, PoolSize, RecvMode, Settings, Uring, Wait,
-    socket,
+    Backend as _, Choice, Completion, Epoll, Kernel, PoolSize, RecvMode, SendEnd, Settings, Uring,
+    Wait, socket,
 };
 use crate::limits::{BENCH_SINK_OUT_BYTES_MAX, LISTEN_BACKLOG};
 
@@ -208,7 +208,7 @@ impl<B: Kernel> Sink<B> {
             if let Some(mut buf) = guest.buf.take() {
                 std::mem::swap(buf.tail(), &mut guest.out);
                 let conn = ConnId { index, generation: guest.generation };
-                self.backend.send(conn, buf);
+                self.backend.send(conn, buf, SendEnd::Awaited);
             }
         }
     }

@@ -32,7 +32,8 @@ use super::table::Table;
 use super::token::Token;
 use super::waker::Waker;
 use super::{
-    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Settings, Wait,
+    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, SendEnd, Settings,
+    Wait,
 };
 use crate::buf::OutBuf;
 use crate::clock::{self, Time};
@@ -85,6 +86,7 @@ struct Conn {
 struct Sending {
     buf: OutBuf,
     offset: usize,
+    end: SendEnd,
 }
 
 struct Listener {
@@ -146,17 +148,21 @@ impl Epoll {
         }
     }
 
-    fn start_sends(&mut self, completions: &mut Vec<Completion>) {
+    /// Whether the end of one was awaited, or bad.
+    fn start_sends(&mut self, completions: &mut Vec<Completion>) -> bool {
+        let mut is_awaited = false;
         for i in 0..self.sends.len() {
-            self.go_on_sending(self.sends[i], completions);
+            is_awaited |= self.go_on_sending(self.sends[i], completions);
         }
         self.sends.clear();
+        is_awaited
     }
 
-    /// Sends until all is out or the socket is full.
-    fn go_on_sending(&mut self, conn: ConnId, completions: &mut Vec<Completion>) {
-        let Some(state) = self.conns.get_mut(conn) else { return };
-        let (Some(fd), Some(sending)) = (&state.socket, &mut state.send) else { return };
+    /// Sends until all is out or the socket is full. Whether that was the end, and it was awaited
+    /// or bad.
+    fn go_on_sending(&mut self, conn: ConnId, completions: &mut Vec<Completion>) -> bool {
+        let Some(state) = self.conns.get_mut(conn) else { return false };
+        let (Some(fd), Some(sending)) = (&state.socket, &mut state.send) else { return false };
         let result = loop {
             if sending.offset == sending.buf.len() {
                 break Ok(());
@@ -167,17 +173,19 @@ impl Epoll {
                     self.counters.short_sends += u64::from(sending.offset < sending.buf.len());
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
+                Err(Errno::AGAIN) => return false,
                 Err(error) => break Err(error.into()),
             }
         };
         if std::mem::take(&mut state.fin_wanted) {
             socket::shutdown_write(fd);
         }
-        let buf = state.send.take().expect("invariant: matched above").buf;
+        let Sending { buf, end, .. } = state.send.take().expect("invariant: matched above");
+        let is_awaited = end == SendEnd::Awaited || result.is_err();
         self.counters.sent += 1;
         self.counters.sent_bytes += if result.is_ok() { buf.len() as u64 } else { 0 };
         completions.push(Completion::Sent { conn, buf, result });
+        is_awaited
     }
 
     /// How long to wait, once per poll.
@@ -383,10 +391,10 @@ impl Backend for Epoll {
         }
     }
 
-    fn send(&mut self, conn: ConnId, buf: OutBuf) {
+    fn send(&mut self, conn: ConnId, buf: OutBuf, end: SendEnd) {
         let Some(state) = self.open_mut(conn) else { return };
         assert!(state.send.is_none(), "invariant: one send in flight per connection");
-        state.send = Some(Sending { buf, offset: 0 });
+        state.send = Some(Sending { buf, offset: 0, end });
         self.sends.push(conn);
     }
 
@@ -428,9 +436,10 @@ impl Backend for Epoll {
         let before = completions.len();
         self.finish_cancels(completions);
         self.finish_closes(completions);
-        self.start_sends(completions);
         self.files.take(&mut self.counters, completions);
-        let timeout = self.timeout(wait, completions.len() > before);
+        let something_done = completions.len() > before;
+        let something_awaited = self.start_sends(completions);
+        let timeout = self.timeout(wait, something_done || something_awaited);
         self.counters.enters += 1;
         match self.epoll.poll(&mut self.events, timeout) {
             Ok(()) => self.take_events(completions),

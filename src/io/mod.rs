@@ -28,7 +28,9 @@
 //!
 //! *Sending.* One send in flight per connection (a second panics): two would interleave. It covers
 //! the whole [`OutBuf`]; short sends go on inside. `Sent` returns the buffer, for reuse. The backend
-//! owns the bytes until then.
+//! owns the bytes until then. A send that [nobody awaits](SendEnd::Unawaited) and that goes out at
+//! once does not end the wait: its `Sent` comes with whatever ends it. So a message that is alone on
+//! the wire costs one turn of the loop and not two.
 //!
 //! *Closing.* [`Backend::close`] ends whatever is in flight and sends FIN behind what was sent. Of
 //! that connection only `Closed` comes after the next poll begins: a receive or send that was in
@@ -135,11 +137,11 @@ pub trait Backend {
     /// bring data. Nothing happens when none is in flight.
     fn cancel_recv(&mut self, conn: ConnId);
 
-    /// Sends all of `buf`. [`Completion::Sent`] gives it back.
+    /// Sends all of `buf`. [`Completion::Sent`] gives it back, at once or later, as `end` says.
     ///
     /// # Panics
     /// If a send is in flight on `conn`.
-    fn send(&mut self, conn: ConnId, buf: OutBuf);
+    fn send(&mut self, conn: ConnId, buf: OutBuf, end: SendEnd);
 
     /// Sends FIN behind all that was sent, the send in flight included. Receiving goes on.
     fn shutdown_write(&mut self, conn: ConnId);
@@ -209,6 +211,16 @@ pub enum RecvMode {
     Once,
     /// Data until the end, an error, or [`Backend::cancel_recv`]; then one `RecvEnded`.
     Multi,
+}
+
+/// Whether the end of a send is a reason to stop waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendEnd {
+    /// Something follows it: the poll returns with it.
+    Awaited,
+    /// Nothing does. If the kernel takes all of it at once, the poll that hands it over may go on
+    /// waiting, and returns it with whatever happens next.
+    Unawaited,
 }
 
 /// How long [`Backend::poll`] may wait.

@@ -22,6 +22,10 @@ use crate::clock;
 const POLLS_MAX: usize = 200_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+mod sending;
+
+use sending::*;
+
 trait Open: Kernel + Sized {
     fn open(settings: &Settings) -> io::Result<Self>;
 }
@@ -143,6 +147,8 @@ contract! {
     a_removed_listener_refuses,
     many_connections_in_few_polls,
     dropping_it_closes_its_connections,
+    a_send_that_nobody_awaits_does_not_end_the_wait,
+    what_follows_a_send_does_not_wait_for_others,
     files_are_written_and_read,
     a_file_operation_that_cannot_be_done_says_so,
     a_write_under_way_is_finished_when_the_backend_is_dropped,
@@ -324,7 +330,7 @@ fn accepts_and_answers<B: Open>() {
     }
     rig.until("input", |rig| rig.input_len() == 21);
     for (conn, input) in rig.input.clone() {
-        rig.backend.send(conn, out(&input));
+        rig.backend.send(conn, out(&input), SendEnd::Awaited);
     }
     rig.until("sends", |rig| rig.sent.len() == 3);
     assert!(rig.sent.iter().all(|(_, buf, result)| result.is_ok() && buf.len() == 7));
@@ -367,61 +373,6 @@ fn input_comes_in_order_and_before_its_end<B: Open>() {
     rig.until("second end", |rig| rig.ends(A).len() == 2);
     assert!(matches!(rig.ends(A)[1], RecvEnd::Eof));
     drop(writer.join().unwrap());
-}
-
-fn a_large_send_to_a_slow_reader_arrives_whole<B: Open>() {
-    const LEN: usize = 8 * 1024 * 1024;
-    let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());
-    let all = pattern(LEN);
-    let mut buf = OutBuf::new();
-    // More pieces than go at once.
-    for piece in all.chunks(30_000) {
-        let (copied, shared) = piece.split_at(piece.len() / 3);
-        buf.extend_from_slice(copied);
-        buf.push_shared(Bytes::copy_from_slice(shared));
-    }
-    rig.backend.send(A, buf);
-    rig.poll(Wait::None);
-    let reader = thread::spawn(move || {
-        let mut got = Vec::new();
-        let mut piece = vec![0; 65_536];
-        while got.len() < LEN {
-            let n = theirs.read(&mut piece).unwrap();
-            assert!(n > 0);
-            got.extend_from_slice(&piece[..n]);
-            thread::yield_now();
-        }
-        (got, theirs)
-    });
-    rig.until("send", |rig| rig.sent.len() == 1);
-    let (got, mut theirs) = reader.join().unwrap();
-    assert!(got == all);
-    // And contiguous, after it.
-    let (_, mut buf, result) = rig.sent.pop().unwrap();
-    result.unwrap();
-    assert_eq!(buf.len(), LEN);
-    buf.clear();
-    buf.extend_from_slice(&all);
-    rig.backend.send(A, buf);
-    let reader = thread::spawn(move || {
-        let mut got = vec![0; LEN];
-        theirs.read_exact(&mut got).unwrap();
-        got
-    });
-    rig.until("send", |rig| rig.sent.len() == 1);
-    assert!(reader.join().unwrap() == all);
-    assert!(rig.sent[0].2.is_ok());
-}
-
-fn a_second_send_or_receive_panics<B: Open>() {
-    let (mut rig, _theirs) = Rig::<B>::connected(&small_settings());
-    rig.backend.recv(A, RecvMode::Multi);
-    rig.backend.send(A, out(&pattern(100)));
-    let twice = catch_unwind(AssertUnwindSafe(|| rig.backend.send(A, out(b"x"))));
-    assert!(twice.is_err());
-    let twice = catch_unwind(AssertUnwindSafe(|| rig.backend.recv(A, RecvMode::Once)));
-    assert!(twice.is_err());
-    rig.until("send", |rig| rig.sent.len() == 1);
 }
 
 fn moving_to_another_backend_loses_nothing<B: Open>() {
@@ -484,60 +435,6 @@ fn cancelling_once_ends_it_once<B: Open>() {
     assert_eq!(rig.received + rig.ends(A).len(), 1);
 }
 
-fn close_with_an_armed_receive_sends_fin<B: Open>() {
-    for mode in [None, Some(RecvMode::Once), Some(RecvMode::Multi)] {
-        let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());
-        if let Some(mode) = mode {
-            rig.backend.recv(A, mode);
-        }
-        rig.poll(Wait::None);
-        rig.backend.send(A, out(b"last words"));
-        rig.until("send", |rig| rig.sent.len() == 1);
-        rig.backend.close(A);
-        rig.backend.close(A);
-        rig.until("close", |rig| !rig.closed.is_empty());
-        assert_eq!(read_to_end(&mut theirs), b"last words");
-        assert!(rig.quiet());
-        assert_eq!(rig.closed, [A]);
-        assert!(rig.ends(A).is_empty(), "only Closed comes after close");
-    }
-}
-
-fn close_ends_a_stuck_send<B: Open>() {
-    let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());
-    rig.backend.recv(A, RecvMode::Multi);
-    rig.backend.send(A, out(&pattern(32 * 1024 * 1024)));
-    assert!(rig.quiet(), "nobody reads");
-    rig.backend.close(A);
-    rig.until("close", |rig| !rig.closed.is_empty());
-    assert!(rig.sent.is_empty() && rig.ends(A).is_empty());
-    let mut got = Vec::new();
-    // A part of it, and then the end, one way or the other.
-    let _ = theirs.read_to_end(&mut got);
-    assert!(got.len() < 32 * 1024 * 1024);
-    assert!(pattern(32 * 1024 * 1024).starts_with(&got));
-}
-
-fn fin_follows_the_send_in_flight<B: Open>() {
-    const LEN: usize = 4 * 1024 * 1024;
-    let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());
-    rig.backend.recv(A, RecvMode::Multi);
-    rig.backend.send(A, out(&pattern(LEN)));
-    rig.poll(Wait::None);
-    rig.backend.shutdown_write(A);
-    let reader = thread::spawn(move || {
-        let all = read_to_end(&mut theirs);
-        theirs.write_all(b"still here").unwrap();
-        all
-    });
-    rig.until("end", |rig| !rig.ends(A).is_empty());
-    assert!(reader.join().unwrap() == pattern(LEN));
-    assert_eq!(rig.sent.len(), 1);
-    assert!(rig.sent[0].2.is_ok());
-    assert_eq!(rig.input[&A], b"still here");
-    assert!(matches!(rig.ends(A), [RecvEnd::Eof]));
-}
-
 fn reset(theirs: TcpStream) {
     SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
     drop(theirs);
@@ -556,19 +453,6 @@ fn a_reset_ends_the_receive<B: Open>() {
         rig.until("close", |rig| !rig.closed.is_empty());
         assert!(rig.quiet());
     }
-}
-
-fn a_send_to_a_reset_peer_fails<B: Open>() {
-    let (mut rig, theirs) = Rig::<B>::connected(&small_settings());
-    let mut buf = out(&pattern(20 * 1024 * 1024));
-    buf.push_shared(Bytes::from_static(b"piece"));
-    rig.backend.send(A, buf);
-    assert!(rig.quiet(), "nobody reads");
-    reset(theirs);
-    rig.until("send", |rig| !rig.sent.is_empty());
-    let (_, buf, result) = rig.sent.pop().unwrap();
-    assert_eq!(buf.len(), 20 * 1024 * 1024 + 5);
-    assert!(result.is_err());
 }
 
 fn a_small_pool_serves_many<B: Open>() {
@@ -617,7 +501,7 @@ fn a_tiny_ring_loses_nothing<B: Open>() {
     }
     for i in 0..CONNS {
         rig.backend.recv(conn(i, 0), RecvMode::Multi);
-        rig.backend.send(conn(i, 0), out(&pattern(100)));
+        rig.backend.send(conn(i, 0), out(&pattern(100)), SendEnd::Awaited);
     }
     rig.until("ends", |rig| rig.ended.len() == CONNS as usize);
     rig.until("sends", |rig| rig.sent.len() == CONNS as usize);
@@ -787,7 +671,7 @@ fn a_slot_is_used_again<B: Open>() {
     for generation in 1..50 {
         let (old, new) = (conn(0, generation), conn(0, generation + 1));
         rig.backend.recv(old, RecvMode::Multi);
-        rig.backend.send(old, out(b"old"));
+        rig.backend.send(old, out(b"old"), SendEnd::Awaited);
         theirs.write_all(b"data").unwrap();
         if generation % 2 == 0 {
             rig.poll(Wait::None);
@@ -799,7 +683,7 @@ fn a_slot_is_used_again<B: Open>() {
         rig.backend.add_socket(new, ours).unwrap();
         // The old name does nothing.
         rig.backend.recv(old, RecvMode::Multi);
-        rig.backend.send(old, out(b"old"));
+        rig.backend.send(old, out(b"old"), SendEnd::Awaited);
         rig.backend.close(old);
         assert!(rig.backend.detach(old).is_none());
     }
@@ -846,7 +730,7 @@ fn many_connections_in_few_polls<B: Open>() {
     rig.until("input", |rig| rig.input_len() == 10 * CONNS);
     assert!(rig.polls <= 3, "{} polls for {CONNS} ready connections", rig.polls);
     for i in 0..CONNS {
-        rig.backend.send(conn(i as u32, 0), out(b"9876543210"));
+        rig.backend.send(conn(i as u32, 0), out(b"9876543210"), SendEnd::Awaited);
     }
     rig.polls = 0;
     rig.until("sends", |rig| rig.sent.len() == CONNS);
@@ -858,7 +742,7 @@ fn dropping_it_closes_its_connections<B: Open>() {
     let (ours, mut other) = pair();
     rig.backend.add_socket(conn(1, 0), ours).unwrap();
     rig.backend.recv(A, RecvMode::Multi);
-    rig.backend.send(A, out(&pattern(16 * 1024 * 1024)));
+    rig.backend.send(A, out(&pattern(16 * 1024 * 1024)), SendEnd::Awaited);
     rig.poll(Wait::None);
     drop(rig);
     let mut got = Vec::new();

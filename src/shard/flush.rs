@@ -9,8 +9,8 @@ use super::conn::{Ended, Receiving, Stage};
 use crate::broker::Disconnection;
 use crate::buf::OutBuf;
 use crate::ids::ConnId;
-use crate::io::{Backend, RecvMode};
-use crate::limits::{SPARE_BUFFER_BYTES, SPARE_BUFFERS};
+use crate::io::{Backend, RecvMode, SendEnd};
+use crate::limits::{OUTBOX_BYTES_MARK, SPARE_BUFFER_BYTES, SPARE_BUFFERS};
 
 impl<B: Backend> Shard<B> {
     pub(super) fn flush(&mut self) {
@@ -62,9 +62,12 @@ impl<B: Backend> Shard<B> {
         conn.sending = plaintext.len();
         // What is not copied into an outbox is shared. Counted here, once a send.
         self.counters.copied_to_outboxes += plaintext.contiguous().len() as u64;
+        // Below the mark nothing in the broker has stopped for want of room here.
+        let is_awaited = conn.sending >= OUTBOX_BYTES_MARK;
+        let end = if is_awaited { SendEnd::Awaited } else { SendEnd::Unawaited };
         let wire = conn.transport.seal(plaintext);
         self.counters.sends += 1;
-        self.backend.send(id, wire);
+        self.backend.send(id, wire, end);
     }
 
     pub(super) fn on_sent(&mut self, id: ConnId, buf: OutBuf, result: std::io::Result<()>) {
@@ -139,7 +142,7 @@ impl<B: Backend> Shard<B> {
             conn.sending = plaintext.len();
             let wire = conn.transport.seal(plaintext);
             self.counters.sends += 1;
-            self.backend.send(id, wire);
+            self.backend.send(id, wire, SendEnd::Awaited);
         } else {
             conn.stage = Stage::Lingering;
             self.backend.shutdown_write(id);

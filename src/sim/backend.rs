@@ -23,7 +23,8 @@ use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::ids::ConnId;
 use crate::io::{
-    Backend, Completion, FileOp, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Wait, Waker,
+    Backend, Completion, FileOp, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, SendEnd, Wait,
+    Waker,
 };
 
 /// The network, and what each shard has asked of it.
@@ -65,6 +66,8 @@ struct Sending {
     buf: OutBuf,
     bytes: Vec<u8>,
     at: usize,
+    /// All of it went at once, and nobody waits for its end: no reason to wake up.
+    is_quiet: bool,
 }
 
 /// All of it, shared by the backends and the world.
@@ -110,8 +113,9 @@ impl Kernel {
     }
 
     fn conn_has_work(&self, conn: &Conn) -> bool {
-        let can_send = conn.send.as_ref().is_some_and(|send| {
-            send.at == send.bytes.len() || self.network.server_room(conn.link) != Some(0)
+        let can_send = conn.send.as_ref().is_some_and(|send| match send.at == send.bytes.len() {
+            true => !send.is_quiet,
+            false => self.network.server_room(conn.link) != Some(0),
         });
         conn.closing.is_some()
             || conn.is_cancelled
@@ -391,17 +395,29 @@ impl Backend for SimBackend {
         self.with_conn(conn, |_, state| state.is_cancelled |= state.recv.is_some());
     }
 
-    fn send(&mut self, conn: ConnId, buf: OutBuf) {
-        self.with_conn(conn, |_, state| {
+    fn send(&mut self, conn: ConnId, buf: OutBuf, end: SendEnd) {
+        self.with_conn(conn, |network, state| {
             assert!(state.send.is_none(), "invariant: one send in flight per connection");
-            let bytes = buf.slices_from(0).flatten().copied().collect();
-            state.send = Some(Sending { buf, bytes, at: 0 });
+            let bytes: Vec<u8> = buf.slices_from(0).flatten().copied().collect();
+            let mut at = 0;
+            // What is awaited, or finds no room, goes in polls.
+            let room = network.server_room(state.link).unwrap_or(0);
+            let Network { faults, random, .. } = network;
+            let is_quiet = end == SendEnd::Unawaited
+                && room >= bytes.len()
+                && !faults.strikes_by_weight(Kind::ShortWrites, random);
+            if is_quiet {
+                network.server_write(state.link, &bytes);
+                at = bytes.len();
+            }
+            state.send = Some(Sending { buf, bytes, at, is_quiet });
         });
     }
 
     fn shutdown_write(&mut self, conn: ConnId) {
         self.with_conn(conn, |network, state| {
-            if state.send.is_some() {
+            if let Some(send) = &mut state.send {
+                send.is_quiet = false;
                 state.fin_wanted = true;
             } else {
                 network.server_finish(state.link);
@@ -411,7 +427,7 @@ impl Backend for SimBackend {
 
     fn close(&mut self, conn: ConnId) {
         self.with_conn(conn, |network, state| {
-            let with_unsent = state.send.take().is_some();
+            let with_unsent = state.send.take().is_some_and(|send| send.at < send.bytes.len());
             state.recv = None;
             network.server_close(state.link, with_unsent);
             let Network { faults, random, .. } = network;

@@ -16,7 +16,7 @@ use crate::buf::OutBuf;
 use crate::clock::{self, Time};
 use crate::codec::mqtt::ReasonCode;
 use crate::ids::ConnId;
-use crate::io::{Completion, Kernel, RecvEnd, RecvMode, socket};
+use crate::io::{Completion, Kernel, RecvEnd, RecvMode, SendEnd, socket};
 use crate::limits::BENCH_OUT_BYTES_MARK;
 
 impl<B: Kernel> Worker<'_, B> {
@@ -153,7 +153,7 @@ impl<B: Kernel> Worker<'_, B> {
             // Without its buffer it is sending, and the end of that marks it dirty again.
             if let Some(mut buf) = peer.buf.take() {
                 std::mem::swap(buf.tail(), &mut peer.client.out);
-                self.backend.send(peer.conn(index as usize), buf);
+                self.backend.send(peer.conn(index as usize), buf, SendEnd::Awaited);
             }
         }
     }

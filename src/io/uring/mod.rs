@@ -10,6 +10,9 @@
 //! - *slot*: a connection stays in the table until both are over, so a completion always finds its
 //!   connection and the generation in its token is a second line of defence.
 //! - *memory*: what a send in flight points to stays in `sends` until its completion.
+//! - *quiet*: a send that nobody awaits has a completion only if the kernel could not take all of it
+//!   at once. It is over when the kernel has taken its submission, all completions made by then have
+//!   been looked at, and none was its own.
 //! - *starved*: a receive that ended for want of buffers is begun again when there are some, and
 //!   not before: with an empty buffer ring it would end at once.
 #![allow(unsafe_code)]
@@ -44,7 +47,8 @@ use super::table::Table;
 use super::token::Token;
 use super::waker::Waker;
 use super::{
-    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, Settings, Wait,
+    Backend, Completion, IoCounters, ListenerId, RecvBuf, RecvEnd, RecvMode, SendEnd, Settings,
+    Wait,
 };
 use crate::buf::OutBuf;
 use crate::clock;
@@ -97,6 +101,10 @@ pub struct Uring {
     closed: Vec<ConnId>,
     /// Sends of nothing.
     empty_sends: Vec<(ConnId, OutBuf)>,
+    /// Sends in flight that will say nothing if all goes well.
+    quiet_sends: Vec<ConnId>,
+    /// One of them has become awaited.
+    quiet_awaited: bool,
     reaped: Vec<cqueue::Entry>,
     counters: IoCounters,
 }
@@ -162,6 +170,8 @@ impl Uring {
             cancelled: Vec::new(),
             closed: Vec::new(),
             empty_sends: Vec::new(),
+            quiet_sends: Vec::new(),
+            quiet_awaited: false,
             reaped: Vec::with_capacity(COMPLETIONS_PER_TICK),
             counters: IoCounters::default(),
         };
@@ -201,15 +211,40 @@ impl Uring {
         });
     }
 
-    fn start_send(&mut self, conn: ConnId, key: u32) {
+    fn start_send(&mut self, conn: ConnId, key: u32, end: SendEnd) {
         let state = self.conns.get(conn).expect("invariant: the caller has found it");
         let fd = state.socket.as_raw_fd();
         let send = &mut self.sends[key as usize];
         // SAFETY: the send stays in `sends`, untouched, until `on_sent` gets its completion: the
-        // connection says InFlight until then, and is neither removed nor sent on. `drop` waits
-        // for that, or leaks `sends`.
-        let op = unsafe { send.submission(fd, Token::conn(KIND_SEND, conn)) };
+        // connection says InFlight until then, and is neither removed nor sent on. For a quiet one
+        // `finish_quiet_sends` waits until the kernel is done with it. `drop` waits for that, or
+        // leaks `sends`.
+        let op =
+            unsafe { send.submission(fd, Token::conn(KIND_SEND, conn), end == SendEnd::Unawaited) };
+        if send.is_quiet().is_some() {
+            self.quiet_sends.push(conn);
+        }
         self.push(op);
+    }
+
+    /// What the kernel has taken and says nothing of was sent whole. One that did say something is
+    /// over, or goes on as a send that is not quiet.
+    fn finish_quiet_sends(&mut self, completions: &mut Vec<Completion>) {
+        if self.quiet_sends.is_empty() || !self.ring.is_up_to_date() {
+            return;
+        }
+        let mut quiet_sends = std::mem::take(&mut self.quiet_sends);
+        for conn in quiet_sends.drain(..) {
+            let send = self.conns.get(conn).and_then(|state| match state.send {
+                Send::InFlight(key) => self.sends[key as usize].is_quiet(),
+                _ => None,
+            });
+            if let Some(asked) = send {
+                self.on_sent(conn, asked as i32, completions);
+            }
+        }
+        self.quiet_sends = quiet_sends;
+        self.quiet_awaited = false;
     }
 
     /// What was asked for since the last poll and needs no kernel.
@@ -394,7 +429,7 @@ impl Uring {
         };
         let again = matches!(error, None | Some(Errno::INTR | Errno::AGAIN)) && !send.is_done();
         if again && !state.closing {
-            return self.start_send(conn, key);
+            return self.start_send(conn, key, SendEnd::Awaited);
         }
         state.send = Send::Idle;
         let (buf, gather) = self.sends.remove(key as usize).into_parts();
@@ -448,7 +483,7 @@ impl Uring {
 
     fn must_not_wait(&self) -> bool {
         let can_feed = !self.starved.is_empty() && self.buffers.available() > 0;
-        can_feed || self.ring.has_more()
+        can_feed || self.ring.has_more() || (self.quiet_awaited && !self.quiet_sends.is_empty())
     }
 
     fn close_if_idle(&mut self, conn: ConnId, completions: &mut Vec<Completion>) {
@@ -535,7 +570,7 @@ impl Backend for Uring {
         }
     }
 
-    fn send(&mut self, conn: ConnId, buf: OutBuf) {
+    fn send(&mut self, conn: ConnId, buf: OutBuf, end: SendEnd) {
         let Some(state) = self.open_mut(conn) else { return };
         assert!(state.send == Send::Idle, "invariant: one send in flight per connection");
         if buf.is_empty() {
@@ -547,13 +582,14 @@ impl Backend for Uring {
             (!buf.is_contiguous()).then(|| self.spare_gathers.pop().unwrap_or_else(Gather::new));
         let key = self.sends.insert(SendOp::new(buf, gather)) as u32;
         self.conns.get_mut(conn).expect("invariant: found above").send = Send::InFlight(key);
-        self.start_send(conn, key);
+        self.start_send(conn, key, end);
     }
 
     fn shutdown_write(&mut self, conn: ConnId) {
         let Some(state) = self.open_mut(conn) else { return };
         if matches!(state.send, Send::InFlight(_)) {
             state.fin_wanted = true;
+            self.quiet_awaited = true;
         } else {
             socket::shutdown_write(&state.socket);
         }
@@ -578,6 +614,7 @@ impl Backend for Uring {
             self.push_cancel(conn, KIND_RECV);
         }
         if send {
+            self.quiet_awaited = true;
             self.push_cancel(conn, KIND_SEND);
         }
     }
@@ -636,6 +673,7 @@ impl Backend for Uring {
             self.on_completion(&entry, completions);
         }
         self.reaped = reaped;
+        self.finish_quiet_sends(completions);
         self.files.take(&mut self.counters, completions);
         Ok(())
     }

@@ -27,6 +27,9 @@ pub(super) const BUFFER_GROUP: u16 = 0;
 const SEND_BYTES_MAX: usize = 1 << 30;
 
 const SEND_FLAGS: i32 = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+/// Of a send that says nothing when all went well: it is over when it was submitted, one way or the
+/// other. What it could not send at once makes it fail, and then it does say so, and how far it came.
+const QUIET_FLAGS: i32 = SEND_FLAGS | libc::MSG_DONTWAIT;
 
 impl Op {
     pub(super) const fn entry(&self) -> &Entry {
@@ -91,6 +94,8 @@ pub(super) struct SendOp {
     offset: usize,
     /// Bytes of the submission in flight.
     asked: usize,
+    /// The submission in flight has a completion only if it did not send all.
+    quiet: bool,
     /// Present when there are pieces. On the heap, because the kernel has its address.
     gather: Option<Gather>,
 }
@@ -123,21 +128,25 @@ impl SendOp {
     /// Sends all of `buf`, which is not empty; a `gather` is needed unless it is contiguous.
     pub(super) fn new(buf: OutBuf, gather: Option<Gather>) -> Self {
         debug_assert!(!buf.is_empty() && buf.is_contiguous() == gather.is_none());
-        Self { buf, offset: 0, asked: 0, gather }
+        Self { buf, offset: 0, asked: 0, quiet: false, gather }
     }
 
-    /// The next part to send.
+    /// The next part to send; `quiet` if that is all there is, and it is to be [`SendOp::is_quiet`].
     ///
     /// # Safety
     /// Until the completion of what is returned, or for ever if it may still come, `self` must be
-    /// neither changed nor dropped. It may be moved: all that the kernel has addresses of is on
+    /// neither changed nor dropped. A quiet one has none if the kernel has taken it from the queue
+    /// and says nothing. It may be moved: all that the kernel has addresses of is on
     /// the heap.
-    pub(super) unsafe fn submission(&mut self, fd: RawFd, token: Token) -> Op {
+    pub(super) unsafe fn submission(&mut self, fd: RawFd, token: Token, quiet: bool) -> Op {
+        let left = self.buf.len() - self.offset;
         let Some(Gather(message)) = &mut self.gather else {
             let rest = &self.buf.contiguous()[self.offset..];
             self.asked = rest.len().min(SEND_BYTES_MAX);
+            self.quiet = quiet && self.asked == left;
             let send = opcode::Send::new(Fd(fd), rest.as_ptr(), self.asked as u32);
-            return Op::with(send.flags(SEND_FLAGS).build(), token);
+            let (message, entry) = flags_of(self.quiet);
+            return Op::with(send.flags(message).build().flags(entry), token);
         };
         self.asked = 0;
         let mut count = 0;
@@ -150,8 +159,15 @@ impl SendOp {
         }
         message.header.msg_iov = message.pieces.as_mut_ptr();
         message.header.msg_iovlen = count;
+        self.quiet = quiet && self.asked == left;
         let send = opcode::SendMsg::new(Fd(fd), &raw const message.header);
-        Op::with(send.flags(SEND_FLAGS as u32).build(), token)
+        let (message, entry) = flags_of(self.quiet);
+        Op::with(send.flags(message as u32).build().flags(entry), token)
+    }
+
+    /// What the submission in flight sends if it sends all and says nothing of it.
+    pub(super) fn is_quiet(&self) -> Option<usize> {
+        self.quiet.then_some(self.asked)
     }
 
     /// `n` bytes have left. Whether that was less than was asked for.
@@ -170,4 +186,9 @@ impl SendOp {
     pub(super) fn into_parts(self) -> (OutBuf, Option<Gather>) {
         (self.buf, self.gather)
     }
+}
+
+/// Flags of a send, and of its submission.
+const fn flags_of(quiet: bool) -> (i32, Flags) {
+    if quiet { (QUIET_FLAGS, Flags::SKIP_SUCCESS) } else { (SEND_FLAGS, Flags::empty()) }
 }

@@ -196,6 +196,14 @@ impl Ring {
         self.completions.sync();
     }
 
+    /// Whether the kernel has taken all that was pushed, and we all that it has said.
+    pub(super) fn is_up_to_date(&self) -> bool {
+        self.backlog.is_empty()
+            && self.submissions.is_empty()
+            && self.completions.is_empty()
+            && !self.submissions.cq_overflow()
+    }
+
     /// Whether completions stand in the queue.
     pub(super) fn has_more(&self) -> bool {
         !self.completions.is_empty()
