@@ -10,6 +10,10 @@
 //!   not been recycled. Only then is its memory read here; otherwise it is the kernel's to write.
 //! - *room*: a buffer stands in the ring at most once, so the ring of as many entries as there are
 //!   buffers never overflows.
+//!
+//! The kernel goes round the ring. All buffers in it would be as many cold ones, each in its turn;
+//! so there are only some: twice as many as a poll has lately used, the ones that were used last
+//! first. The others are untouched memory until there is a rush.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -29,9 +33,25 @@ pub(super) struct BufRing {
     /// Entries written; the kernel sees them when [`BufRing::publish`] stores it.
     tail: u16,
     published: u16,
+    /// Neither the application's nor in the ring; the last one was used last.
+    free: Vec<u16>,
+    /// In the ring, as far as we know.
+    in_ring: usize,
+    /// So many are to be in it.
+    depth: usize,
+    /// Taken by the kernel since the last time that it was given some.
+    taken: usize,
+    /// The most of these lately.
+    peak: usize,
+    /// How often it was given some since `peak` began.
+    rounds: u32,
     held: Vec<bool>,
-    held_count: usize,
 }
+
+/// The fewest buffers in the ring: 256 KiB, which a core's cache holds.
+const DEPTH_MIN: usize = 64;
+/// After so many rounds an old peak is forgotten.
+const PEAK_ROUNDS: u32 = 4096;
 
 impl BufRing {
     /// Memory for `size`, registered with the ring of `submitter`, all of it the kernel's.
@@ -48,8 +68,13 @@ impl BufRing {
             size,
             tail: 0,
             published: 0,
+            free: (0..size.count as u16).rev().collect(),
+            in_ring: 0,
+            depth: DEPTH_MIN.min(size.count),
+            taken: 0,
+            peak: 0,
+            rounds: 0,
             held: vec![false; size.count],
-            held_count: 0,
         };
         let address = this.entries.start.as_ptr() as u64;
         // SAFETY: the address is that of a fresh page-aligned mapping of `count` entries, which
@@ -57,17 +82,19 @@ impl BufRing {
         unsafe {
             submitter.register_buf_ring_with_flags(address, size.count as u16, BUFFER_GROUP, 0)?;
         }
-        for index in 0..size.count {
-            this.append(index as u16);
-        }
         this.publish();
         Ok(this)
+    }
+
+    /// The kernel has found the ring empty.
+    pub(super) fn ran_dry(&mut self) {
+        self.peak = self.peak.max(self.depth);
     }
 
     /// How many the kernel may take, as far as we know: completions that we have not seen yet may
     /// hold some.
     pub(super) const fn available(&self) -> usize {
-        self.size.count - self.held_count
+        self.in_ring
     }
 
     /// The kernel has put `len` bytes into buffer `id`.
@@ -102,9 +129,15 @@ impl BufRing {
         self.give_back(buf.index());
     }
 
-    /// Lets the kernel have what was given back since the last time. Receives run inside our own
-    /// entries, so once before each is enough.
+    /// Fills the ring up, and lets the kernel have that. Receives run inside our own entries, so
+    /// once before each is enough.
     pub(super) fn publish(&mut self) {
+        self.adapt();
+        while self.in_ring < self.depth
+            && let Some(id) = self.free.pop()
+        {
+            self.append(id);
+        }
         if self.tail == self.published {
             return;
         }
@@ -117,6 +150,17 @@ impl BufRing {
         tail.store(self.tail, Ordering::Release);
     }
 
+    /// How deep the ring is to be: a rush counts at once, its end after a while.
+    fn adapt(&mut self) {
+        self.peak = self.peak.max(std::mem::take(&mut self.taken));
+        let wanted = (2 * self.peak).next_power_of_two().max(DEPTH_MIN).min(self.size.count);
+        self.rounds += 1;
+        if self.rounds == PEAK_ROUNDS {
+            (self.depth, self.peak, self.rounds) = (wanted, 0, 0);
+        }
+        self.depth = self.depth.max(wanted);
+    }
+
     /// Gives up the memory without freeing it: the last resort when the kernel may still write.
     pub(super) const fn leak(&mut self) {
         self.entries.leaked = true;
@@ -127,13 +171,13 @@ impl BufRing {
         let held = &mut self.held[usize::from(id)];
         assert!(!*held, "invariant: the kernel hands out only what it was given");
         *held = true;
-        self.held_count += 1;
+        self.in_ring -= 1;
+        self.taken += 1;
     }
 
     fn give_back(&mut self, index: usize) {
         self.held[index] = false;
-        self.held_count -= 1;
-        self.append(index as u16);
+        self.free.push(index as u16);
     }
 
     /// Writes the next entry. The kernel does not look at it before it is published.
@@ -151,6 +195,7 @@ impl BufRing {
             entry.set_bid(id);
         }
         self.tail = self.tail.wrapping_add(1);
+        self.in_ring += 1;
     }
 }
 

@@ -288,6 +288,18 @@ impl Uring {
         }
     }
 
+    /// Looks at what the kernel has said, at most so much; how much it was.
+    fn reap(&mut self, max: usize, completions: &mut Vec<Completion>) -> usize {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        self.ring.reap(&mut reaped, max);
+        let count = reaped.len();
+        for entry in reaped.drain(..) {
+            self.on_completion(&entry, completions);
+        }
+        self.reaped = reaped;
+        count
+    }
+
     fn on_completion(&mut self, entry: &cqueue::Entry, completions: &mut Vec<Completion>) {
         let token = Token::from_word(entry.user_data());
         let (result, flags) = (entry.result(), entry.flags());
@@ -393,6 +405,7 @@ impl Uring {
                 }
                 Errno::NOBUFS => {
                     self.counters.enobufs += 1;
+                    self.buffers.ran_dry();
                     if let Some(state) = self.conns.get_mut(conn) {
                         state.recv = Recv::Starved(mode);
                         self.starved.push_back(conn);
@@ -655,24 +668,20 @@ impl Backend for Uring {
         self.counters.enters += 1;
         self.ring.enter(wait, timeout)?;
         self.counters.overflow += u64::from(self.ring.overflown());
-        let mut reaped = std::mem::take(&mut self.reaped);
-        self.ring.reap(&mut reaped, COMPLETIONS_PER_TICK);
-        // All that is ready belongs into this tick: its answers leave together. An entry costs a
-        // tenth of a microsecond, a send of its own three.
-        while reaped.len() < COMPLETIONS_PER_TICK && self.ring.has_deferred_work() {
-            let had = reaped.len();
+        let mut left = COMPLETIONS_PER_TICK;
+        loop {
+            let count = self.reap(left, completions);
+            left -= count;
+            // All that is ready belongs into this tick: its answers leave together. An entry costs
+            // a tenth of a microsecond, a send of its own three.
+            if count == 0 || left == 0 || !self.ring.has_deferred_work() {
+                break;
+            }
+            self.buffers.publish();
             self.counters.enters += 1;
             self.counters.extra_drains += 1;
             self.ring.enter(false, None)?;
-            self.ring.reap(&mut reaped, COMPLETIONS_PER_TICK - had);
-            if reaped.len() == had {
-                break;
-            }
         }
-        for entry in reaped.drain(..) {
-            self.on_completion(&entry, completions);
-        }
-        self.reaped = reaped;
         self.finish_quiet_sends(completions);
         self.files.take(&mut self.counters, completions);
         Ok(())
