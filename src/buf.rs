@@ -9,27 +9,34 @@ use bytes::Bytes;
 #[derive(Debug, Default)]
 pub struct OutBuf {
     copied: Vec<u8>,
-    /// Pieces, each with the length that `copied` had when it was appended; ascending.
-    shared: Vec<(usize, Bytes)>,
-    shared_len: usize,
+    /// From the first large payload on.
+    shared: Option<Box<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Each with the length that `copied` had when it was appended; ascending.
+    pieces: Vec<(usize, Bytes)>,
+    /// Bytes of all.
+    len: usize,
 }
 
 impl OutBuf {
     /// An empty buffer that owns no memory.
     pub const fn new() -> Self {
-        Self { copied: Vec::new(), shared: Vec::new(), shared_len: 0 }
+        Self { copied: Vec::new(), shared: None }
     }
 
     /// Bytes in it.
     #[inline]
     pub fn len(&self) -> usize {
-        self.copied.len() + self.shared_len
+        self.copied.len() + self.shared.as_ref().map_or(0, |shared| shared.len)
     }
 
     /// Whether it holds nothing.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.copied.is_empty() && self.shared.is_empty()
+        self.copied.is_empty() && self.is_contiguous()
     }
 
     /// The contiguous part, to encode frames at its end.
@@ -49,15 +56,18 @@ impl OutBuf {
         if bytes.is_empty() {
             return;
         }
-        self.shared_len += bytes.len();
-        self.shared.push((self.copied.len(), bytes));
+        let shared = self.shared.get_or_insert_default();
+        shared.len += bytes.len();
+        shared.pieces.push((self.copied.len(), bytes));
     }
 
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.copied.clear();
-        self.shared.clear();
-        self.shared_len = 0;
+        if let Some(shared) = &mut self.shared {
+            shared.pieces.clear();
+            shared.len = 0;
+        }
     }
 
     /// Gives memory back that the next turns do not need: above `keep` bytes.
@@ -74,7 +84,7 @@ impl OutBuf {
 
     /// Whether it is one slice; then that slice is [`OutBuf::contiguous`].
     pub fn is_contiguous(&self) -> bool {
-        self.shared.is_empty()
+        self.pieces().is_empty()
     }
 
     /// The copied bytes; all of the buffer when it [is contiguous](OutBuf::is_contiguous).
@@ -82,15 +92,19 @@ impl OutBuf {
         &self.copied
     }
 
+    fn pieces(&self) -> &[(usize, Bytes)] {
+        self.shared.as_ref().map_or(&[], |shared| &shared.pieces)
+    }
+
     /// The bytes from offset `skip` on, as slices in order; none of them empty.
     pub fn slices_from(&self, skip: usize) -> impl Iterator<Item = &[u8]> {
         let mut at = 0;
-        let pieces = self.shared.iter().flat_map(move |(copied_before, piece)| {
+        let pieces = self.pieces().iter().flat_map(move |(copied_before, piece)| {
             let copied = &self.copied[at..*copied_before];
             at = *copied_before;
             [copied, &piece[..]]
         });
-        let last = self.shared.last().map_or(0, |(copied_before, _)| *copied_before);
+        let last = self.pieces().last().map_or(0, |(copied_before, _)| *copied_before);
         let mut skip = skip;
         pieces.chain(std::iter::once(&self.copied[last..])).filter_map(move |slice| {
             let cut = skip.min(slice.len());

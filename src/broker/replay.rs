@@ -80,11 +80,15 @@ impl Running {
         self.by_filter.values().copied()
     }
 
-    fn remove(&mut self, filter: FilterId) -> Option<ReplayId> {
-        for waiting in &mut self.no_room {
+    /// One is over; with the last goes all of it.
+    fn end(replays: &mut Option<Box<Self>>, filter: FilterId) -> Option<ReplayId> {
+        let running = replays.as_mut()?;
+        for waiting in &mut running.no_room {
             waiting.remove(&filter);
         }
-        self.by_filter.remove(&filter)
+        let id = running.by_filter.remove(&filter);
+        replays.take_if(|running| running.by_filter.is_empty());
+        id
     }
 }
 
@@ -288,7 +292,7 @@ pub(crate) fn start(
     let state = State::Ready;
     let replay = Replay { session, filter, text, base, owner: first, owners_left, start, state };
     let id = ReplayId(replays.replays.insert(replay) as u32);
-    owner.subscriptions.replays.by_filter.insert(filter, id);
+    owner.subscriptions.replays.get_or_insert_default().by_filter.insert(filter, id);
     match at_once {
         true => step(broker, now, id),
         false => replays.ready.push_back(id),
@@ -298,7 +302,7 @@ pub(crate) fn start(
 /// Its subscription has ended, or begins anew.
 pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId) {
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    if let Some(id) = owner.subscriptions.replays.remove(filter) {
+    if let Some(id) = Running::end(&mut owner.subscriptions.replays, filter) {
         broker.replays.remove(id);
         // It may have been the one that was to bring the next.
         on_room(broker, session);
@@ -309,7 +313,7 @@ pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId)
 /// brings the next. So what an acknowledgement costs does not depend on how many wait.
 pub(crate) fn on_room(broker: &mut Broker, session: SessionKey) {
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    let running = &mut owner.subscriptions.replays;
+    let Some(running) = &mut owner.subscriptions.replays else { return };
     for waiting in &mut running.no_room {
         if let Some(filter) = waiting.pop_first() {
             broker.replays.set_ready(running.by_filter[&filter]);
@@ -323,7 +327,7 @@ fn set_no_room(broker: &mut Broker, id: ReplayId, qos: QoS) {
     replay.state = State::NoRoom;
     if let Some(owner) = broker.sessions.get_mut(replay.session) {
         let kind = usize::from(qos > QoS::AtMostOnce);
-        owner.subscriptions.replays.no_room[kind].insert(replay.filter);
+        owner.subscriptions.replays.get_or_insert_default().no_room[kind].insert(replay.filter);
     }
 }
 
@@ -426,7 +430,7 @@ fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
     let Replay { session, filter, .. } = *replay;
     broker.replays.remove(id);
     if let Some(owner) = broker.sessions.get_mut(session) {
-        owner.subscriptions.replays.remove(filter);
+        Running::end(&mut owner.subscriptions.replays, filter);
     }
 }
 

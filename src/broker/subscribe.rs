@@ -90,18 +90,26 @@ impl FilterState {
 pub(crate) struct SessionSubscriptions {
     plain: BTreeMap<FilterId, Held>,
     shared: BTreeMap<GroupId, ()>,
-    /// Plain ones in the barrier: how often each.
+    /// While there is something in it.
+    barrier: Option<Box<Barrier>>,
+    /// Replays of retained messages, while some are under way.
+    pub(crate) replays: Option<Box<Running>>,
+}
+
+/// What of one session waits until all shards know of it.
+#[derive(Debug, Default)]
+struct Barrier {
+    /// Plain subscriptions: how often each.
     waiting: BTreeMap<FilterId, u32>,
-    /// The SUBSCRIBEs that wait: of this connection one, and of earlier ones.
+    /// The SUBSCRIBEs: of this connection one, and of earlier ones.
     packets: Vec<Turn>,
-    /// Replays of retained messages that are under way.
-    pub(crate) replays: Running,
 }
 
 impl SessionSubscriptions {
     /// How many, those in the barrier too.
     pub(crate) fn len(&self) -> usize {
-        self.plain.len() + self.shared.len() + self.waiting.len()
+        let waiting = self.barrier.as_ref().map_or(0, |barrier| barrier.waiting.len());
+        self.plain.len() + self.shared.len() + waiting
     }
 
     /// The plain subscription to this filter, if it has begun.
@@ -109,15 +117,36 @@ impl SessionSubscriptions {
         self.plain.get(&filter).map(|held| &held.subscription)
     }
 
+    /// Whether a plain subscription to this filter is in the barrier.
+    fn is_waiting(&self, filter: FilterId) -> bool {
+        self.barrier.as_ref().is_some_and(|barrier| barrier.waiting.contains_key(&filter))
+    }
+
     /// One in the barrier has begun or was taken back.
     fn stop_waiting(&mut self, filter: FilterId) {
-        let Entry::Occupied(mut entry) = self.waiting.entry(filter) else {
+        let barrier = self.barrier.as_mut().expect("invariant: there while something is in it");
+        let Entry::Occupied(mut entry) = barrier.waiting.entry(filter) else {
             unreachable!("invariant: what is in the barrier is counted");
         };
         *entry.get_mut() -= 1;
         if *entry.get() == 0 {
             entry.remove();
         }
+        self.drop_barrier();
+    }
+
+    /// A SUBSCRIBE is answered.
+    fn end_packet(&mut self, turn: Turn) {
+        if let Some(barrier) = &mut self.barrier {
+            barrier.packets.retain(|other| *other != turn);
+        }
+        self.drop_barrier();
+    }
+
+    fn drop_barrier(&mut self) {
+        let is_empty =
+            |barrier: &mut Box<Barrier>| barrier.waiting.is_empty() && barrier.packets.is_empty();
+        self.barrier.take_if(is_empty);
     }
 }
 
@@ -241,7 +270,7 @@ pub(crate) fn on_subscribe(
     let turn = (barrier, broker.subscribing.arrivals);
     broker.subscribing.waiting.insert(turn, waiting);
     if let Some(owner) = broker.sessions.get_mut(session) {
-        owner.subscriptions.packets.push(turn);
+        owner.subscriptions.barrier.get_or_insert_default().packets.push(turn);
     }
     Step::Pause
 }
@@ -299,7 +328,7 @@ fn holds(broker: &Broker, held: &SessionSubscriptions, whole: &str, filter: Filt
     broker
         .topic_tree
         .find(filter.filter)
-        .is_some_and(|id| held.plain.contains_key(&id) || held.waiting.contains_key(&id))
+        .is_some_and(|id| held.plain.contains_key(&id) || held.is_waiting(id))
 }
 
 /// `share name/filter` of `$share/share name/filter`.
@@ -337,7 +366,8 @@ fn prepare(
     let filter = enter(broker, filter);
     broker.topic_tree[filter].waiting += 1;
     if let Some(session) = broker.sessions.get_mut(session) {
-        *session.subscriptions.waiting.entry(filter).or_default() += 1;
+        let barrier = session.subscriptions.barrier.get_or_insert_default();
+        *barrier.waiting.entry(filter).or_default() += 1;
     }
     (hold(broker, filter, durable), Beginning { filter, durable, subscription })
 }
@@ -448,7 +478,7 @@ pub(crate) fn on_applied(broker: &mut Broker, now: Time) {
         let (turn, waiting) = first.remove_entry();
         let conn = waiting.conn;
         if let Some(owner) = broker.sessions.get_mut(waiting.session) {
-            owner.subscriptions.packets.retain(|other| *other != turn);
+            owner.subscriptions.end_packet(turn);
         }
         if finish(broker, now, waiting) == Acked::Now {
             broker.resume(now, conn);
@@ -744,7 +774,7 @@ fn end_plain(
     taken_back: &mut BTreeSet<FilterId>,
 ) -> bool {
     let Some(owner) = broker.sessions.get_mut(session) else { return false };
-    let waited = owner.subscriptions.waiting.contains_key(&filter) && taken_back.insert(filter);
+    let waited = owner.subscriptions.is_waiting(filter) && taken_back.insert(filter);
     let held = owner.subscriptions.plain.remove(&filter);
     if let Some(held) = held {
         replay::cancel(broker, session, filter);
@@ -764,7 +794,7 @@ fn end_waiting(
 ) {
     let mut ended = Vec::new();
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    for turn in &owner.subscriptions.packets {
+    for turn in owner.subscriptions.barrier.iter().flat_map(|barrier| &barrier.packets) {
         let Some(waiting) = broker.subscribing.waiting.get_mut(turn) else { continue };
         let ends = |b: &mut Beginning| filters.is_none_or(|filters| filters.contains(&b.filter));
         ended.extend(waiting.beginnings.extract_if(.., ends));
@@ -810,7 +840,7 @@ pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
     end_waiting(broker, now, session, None);
     let Some(owner) = broker.sessions.get_mut(session) else { return };
     let subscriptions = std::mem::take(&mut owner.subscriptions);
-    for replay in subscriptions.replays.ids() {
+    for replay in subscriptions.replays.iter().flat_map(|replays| replays.ids()) {
         broker.replays.remove(replay);
     }
     for (filter, held) in subscriptions.plain {
@@ -820,8 +850,8 @@ pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
     for group in subscriptions.shared.into_keys() {
         leave(broker, session, group);
     }
-    for turn in subscriptions.packets {
-        broker.subscribing.waiting.remove(&turn);
+    for turn in subscriptions.barrier.iter().flat_map(|barrier| &barrier.packets) {
+        broker.subscribing.waiting.remove(turn);
     }
 }
 

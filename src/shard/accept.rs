@@ -104,9 +104,11 @@ impl<B: Backend> Shard<B> {
     /// Not when it was accepted: a client may open a connection long before it speaks. Nor when
     /// it was read: a busy shard reads late, and would make an abandoned connection the newer.
     fn stamp(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if !std::mem::replace(&mut conn.stamped, true) {
-            conn.accepted.at = (self.clock)() - self.backend.input_age(id);
+        let Some(opening) = self.conns.get_mut(id).and_then(|conn| conn.opening.as_mut()) else {
+            return;
+        };
+        if !std::mem::replace(&mut opening.stamped, true) {
+            opening.accepted.at = (self.clock)() - self.backend.input_age(id);
         }
     }
 
@@ -130,7 +132,7 @@ impl<B: Backend> Shard<B> {
         let Some(conn) = self.conns.get_mut(id) else { return true };
         if conn.version.is_none() {
             conn.version = Some(connect.version);
-            self.broker.handle_open(self.now, id, conn.accepted);
+            self.broker.handle_open(self.now, id, conn.accepted());
         }
         let packet = Packet::Connect(*connect);
         let frame = Frame { bytes: frame, shared: None };
@@ -140,6 +142,7 @@ impl<B: Backend> Shard<B> {
             return false;
         }
         conn.stage = Stage::Live;
+        conn.opening = None;
         conn.frame_max = self.broker.packet_size_max(id);
         apply(conn, step)
     }
@@ -156,9 +159,10 @@ impl<B: Backend> Shard<B> {
     fn refuse(&mut self, id: ConnId, error: &DecodeError) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.stage = Stage::Live;
-        self.broker.handle_open(self.now, id, conn.accepted);
+        self.broker.handle_open(self.now, id, conn.accepted());
         let step = self.broker.handle_decode_error(self.now, id, error);
         assert_eq!(step, Step::Close, "invariant: no session outlives a bad first packet");
+        conn.opening = None;
         apply(conn, step);
     }
 
@@ -167,7 +171,7 @@ impl<B: Backend> Shard<B> {
         let Some(old) = self.broker.owner_of(client_id).filter(|old| *old != id) else {
             return false;
         };
-        let waited = self.conns.get_mut(id).and_then(|conn| conn.waits_for);
+        let waited = self.conns.get_mut(id).and_then(|conn| conn.waits_for());
         let Some(owner) = self.conns.get_mut(old) else { return false };
         handle_input(&mut self.broker, owner, self.now, old);
         let target = match waited {
@@ -179,7 +183,9 @@ impl<B: Backend> Shard<B> {
             self.takeovers.push((old, id));
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.waiting = true;
-                conn.waits_for = Some((old, target));
+                if let Some(opening) = &mut conn.opening {
+                    opening.waits_for = Some((old, target));
+                }
             }
         }
         must_wait
@@ -188,7 +194,7 @@ impl<B: Backend> Shard<B> {
     /// Looks again at the connections that wait for an older one of their session.
     pub(super) fn retry_takeovers(&mut self) {
         for (old, id) in std::mem::take(&mut self.takeovers) {
-            let target = self.conns.get_mut(id).and_then(|conn| conn.waits_for);
+            let target = self.conns.get_mut(id).and_then(|conn| conn.waits_for());
             let holds_back = target.is_some_and(|(_, target)| {
                 self.conns.get_mut(old).is_some_and(|owner| owner.holds_back(target))
             });
@@ -225,7 +231,7 @@ impl<B: Backend> Shard<B> {
             home,
             Move {
                 socket,
-                accepted: conn.accepted,
+                accepted: conn.accepted(),
                 transport: conn.transport,
                 read: conn.input.into_vec(),
             },
@@ -241,7 +247,9 @@ impl<B: Backend> Shard<B> {
         }
         let mut conn = Conn::new(moved.accepted, moved.transport, self.connect_size_max);
         conn.input = Input::from_vec(moved.read);
-        conn.stamped = true;
+        if let Some(opening) = &mut conn.opening {
+            opening.stamped = true;
+        }
         if let Some(id) = self.insert(moved.socket, conn) {
             self.on_opening(id);
         }

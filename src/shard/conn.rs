@@ -64,18 +64,25 @@ pub(super) struct Conn {
     pub input: Input,
     /// Bytes of `input` that were handled, ever.
     pub handled: u64,
-    /// The older connection of its session that its CONNECT waits for, and what that has to have
-    /// handled: all that was read of it when the CONNECT came, and nothing that came later.
-    pub waits_for: Option<(ConnId, u64)>,
-    /// Its CONNECT has come, and `accepted` says when.
-    pub stamped: bool,
     /// What is left of the outbox when the broker is done with the connection.
-    pub last: OutBuf,
+    pub last: Option<Box<OutBuf>>,
     pub transport: Transport,
-    pub accepted: Accepted,
+    /// Until the broker has it.
+    pub opening: Option<Box<Opening>>,
     /// Reads since `reads_since`, for the delayed-ACK policy.
     pub reads: u16,
     pub reads_since: Time,
+}
+
+/// What is known of a connection before the broker has its CONNECT.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub accepted: Accepted,
+    /// Its CONNECT has come, and `accepted` says when.
+    pub stamped: bool,
+    /// The older connection of its session that its CONNECT waits for, and what that has to have
+    /// handled: all that was read of it when the CONNECT came, and nothing that came later.
+    pub waits_for: Option<(ConnId, u64)>,
 }
 
 /// How input ended.
@@ -101,19 +108,27 @@ impl Conn {
             frame_max,
             input: Input::default(),
             handled: 0,
-            waits_for: None,
-            stamped: false,
-            last: OutBuf::new(),
+            last: None,
             transport,
             reads: 0,
             reads_since: accepted.at,
-            accepted,
+            opening: Some(Box::new(Opening { accepted, stamped: false, waits_for: None })),
         }
     }
 
     /// Whether nothing of it is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.receiving == Receiving::Idle && self.sending == 0
+    }
+
+    /// What the broker is told of it when it begins there.
+    pub(super) fn accepted(&self) -> Accepted {
+        self.opening.as_ref().expect("invariant: the broker is told once").accepted
+    }
+
+    /// The older connection that its CONNECT waits for.
+    pub(super) fn waits_for(&self) -> Option<(ConnId, u64)> {
+        self.opening.as_ref().and_then(|opening| opening.waits_for)
     }
 
     /// Whether its CONNECT has not come yet. One that has, and waits for us, is in time.

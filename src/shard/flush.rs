@@ -122,7 +122,7 @@ impl<B: Backend> Shard<B> {
     pub(super) fn finish(&mut self, id: ConnId, last: OutBuf) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.stage = Stage::Flushing;
-        conn.last = last;
+        conn.last = (!last.is_empty()).then(|| Box::new(last));
         conn.input.take();
         self.close_deadlines.set(self.now, id);
         self.advance_close(id);
@@ -135,12 +135,11 @@ impl<B: Backend> Shard<B> {
         if conn.stage != Stage::Flushing || conn.sending > 0 {
             return;
         }
-        if conn.broken || (conn.ended.is_some() && conn.last.is_empty()) {
+        if conn.broken || (conn.ended.is_some() && conn.last.is_none()) {
             self.close(id);
-        } else if !conn.last.is_empty() {
-            let plaintext = std::mem::take(&mut conn.last);
+        } else if let Some(plaintext) = conn.last.take() {
             conn.sending = plaintext.len();
-            let wire = conn.transport.seal(plaintext);
+            let wire = conn.transport.seal(*plaintext);
             self.counters.sends += 1;
             self.backend.send(id, wire, SendEnd::Awaited);
         } else {
@@ -159,7 +158,7 @@ impl<B: Backend> Shard<B> {
         }
         conn.stage = Stage::Closed;
         conn.input.take();
-        conn.last = OutBuf::new();
+        conn.last = None;
         self.backend.close(id);
     }
 

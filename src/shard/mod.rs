@@ -450,7 +450,7 @@ impl<B: Backend> Shard<B> {
     }
 
     fn peer_of(&mut self, id: ConnId) -> Option<std::net::SocketAddr> {
-        self.conns.get_mut(id).and_then(|conn| conn.accepted.peer)
+        self.conns.get_mut(id)?.opening.as_ref()?.accepted.peer
     }
 
     /// Goes on with the connections that the broker had made wait.
