@@ -15,6 +15,8 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use smallvec::SmallVec;
+
 use crate::clock::Time;
 use crate::codec::mqtt::topic::{Filter, check_filter};
 use crate::codec::mqtt::{
@@ -59,8 +61,9 @@ pub(crate) struct Subscriber {
 /// What the topic tree keeps for a filter.
 #[derive(Debug, Default)]
 pub(crate) struct FilterState {
-    /// Plain subscriptions of this shard that have begun.
-    pub(crate) subscribers: Vec<Subscriber>,
+    /// Plain subscriptions of this shard that have begun. Most filters have one, which needs no
+    /// memory of its own.
+    pub(crate) subscribers: SmallVec<[Subscriber; 1]>,
     /// Of those, durable ones.
     pub(crate) durable: u32,
     /// Those in the barrier.
