@@ -14,13 +14,15 @@
 # The coverage instrumentation is an LLVM pass that the stable toolchain has: no nightly is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
 
 asked="${1:-codec}"
 seconds="${2:-60}"
 shift $(($# < 2 ? $# : 2))
 
-host="$(rustc -vV | sed -n 's/^host: //p')"
 work="target/fuzz"
+programs="$(target_dir)/debug"
 
 targets=()
 case $asked in
@@ -32,20 +34,20 @@ all | night)
 *) targets=("$asked") ;;
 esac
 
-# One build for all of them. Given by target, the flags do not reach build scripts and procedural
-# macros.
-CARGO_TARGET_DIR="$work" RUSTFLAGS="
-    -Cpasses=sancov-module
-    -Cllvm-args=-sanitizer-coverage-level=4
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
-    -Cllvm-args=-sanitizer-coverage-pc-table
-    -Cllvm-args=-sanitizer-coverage-trace-compares
-    -Cdebug-assertions=on
-    -Coverflow-checks=on
-    -Cdebuginfo=line-tables-only
-    -Copt-level=3
-    -Ccodegen-units=16" \
-    cargo build --quiet --features fuzz "${targets[@]/#/--bin=fuzz_}" --target "$host"
+# One build for all of them. The flags are for our own crate: what it uses is what the tests use.
+mkdir -p "$work"
+cat >"$work/rustc" <<'END'
+#!/bin/sh
+exec "$@" -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Copt-level=3 -Ccodegen-units=16
+END
+chmod +x "$work/rustc"
+RUSTC_WORKSPACE_WRAPPER="$PWD/$work/rustc" cargo build --quiet --profile test --features fuzz \
+    "${targets[@]/#/--bin=fuzz_}"
 
 # Runs target $1; the rest are options of libFuzzer.
 fuzz() {
@@ -55,7 +57,7 @@ fuzz() {
     if [[ -f "tests/fuzz/$target.dict" ]]; then
         options+=(-dict="tests/fuzz/$target.dict")
     fi
-    "$work/$host/debug/fuzz_$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+    "$programs/fuzz_$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$artifacts/" "${options[@]}" "$@" "$found" \
         "tests/fuzz/corpus/$target"
 }
@@ -91,7 +93,7 @@ night)
         fi
         kept="$work/kept/$target"
         mkdir -p "$kept"
-        "$work/$host/debug/fuzz_$target" -merge=1 "$kept" "tests/fuzz/corpus/$target" \
+        "$programs/fuzz_$target" -merge=1 "$kept" "tests/fuzz/corpus/$target" \
             "$work/corpus/$target" >"$work/$target.merge.log" 2>&1
         echo "$target: $seconds s, $(find "$kept" -type f | wc -l) inputs in $kept," \
             "$(find "$work/artifacts/$target" -type f | wc -l) in $work/artifacts/$target"

@@ -52,10 +52,8 @@ stage_unit() {
 }
 
 stage_loom() {
-    # Its own build: the flag is for every crate.
-    RUSTFLAGS="--cfg noctule_loom" CARGO_TARGET_DIR="$(target_dir)/loom" \
-        LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3} \
-        cargo test --locked --lib loom_
+    LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3} \
+        cargo test --locked --features loom --lib loom_
 }
 
 stage_conformance() {

@@ -174,6 +174,11 @@ pub const SPARE_BUFFER_BYTES: usize = 64 * 1024;
 /// acknowledgements are worth suppressing.
 pub const QUICK_ACK_READS: u16 = 64;
 
+/// Buffers kept for the next start of a frame that the end of a receive buffer cuts.
+pub const SPARE_INPUTS: usize = 64;
+/// The largest of them, in bytes.
+pub const SPARE_INPUT_BYTES: usize = 4096;
+
 /// Size of one provided receive buffer, in bytes.
 pub const RECV_BUFFER_BYTES: usize = 4096;
 /// Provided receive buffers of one shard; a power of two.

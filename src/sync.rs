@@ -1,9 +1,9 @@
-//! Atomics and `Arc` under one name, the standard library's or loom's (`--cfg noctule_loom`), for
+//! Atomics and `Arc` under one name, the standard library's or loom's (the feature `loom`), for
 //! the few types that two threads share.
 #![forbid(unsafe_code)]
 
-#[cfg(not(noctule_loom))]
+#[cfg(not(feature = "loom"))]
 pub use std::sync::{Arc, atomic};
 
-#[cfg(noctule_loom)]
+#[cfg(feature = "loom")]
 pub use loom::sync::{Arc, atomic};

@@ -244,7 +244,7 @@ impl<T> Mesh<T> {
     }
 }
 
-#[cfg(all(test, not(noctule_loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
     use std::sync::mpsc;

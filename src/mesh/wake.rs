@@ -18,7 +18,7 @@
 //!
 //! Owns: no state; the flags live in [`Mesh`](super::Mesh). Invariant **no lost wake-up**: a shard
 //! is not asleep for good while there is work for it. The loom tests below hold it
-//! (`RUSTFLAGS="--cfg noctule_loom" cargo test --lib loom_`), and show that they see the fault
+//! (`cargo test --features loom --lib loom_`), and show that they see the fault
 //! when either fence is missing.
 #![forbid(unsafe_code)]
 
@@ -96,7 +96,7 @@ impl SpillFlag {
     }
 }
 
-#[cfg(all(test, noctule_loom))]
+#[cfg(all(test, feature = "loom"))]
 mod loom_tests {
     use super::*;
     use crate::sync::Arc;

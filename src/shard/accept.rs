@@ -150,7 +150,7 @@ impl<B: Backend> Shard<B> {
     /// After CONNECT: what came behind it, then continuous input.
     fn go_on(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        handle_input(&mut self.broker, conn, self.now, id);
+        handle_input(&mut self.broker, conn, self.now, id, &mut self.spare_inputs);
         self.after_input(id);
     }
 
@@ -173,7 +173,7 @@ impl<B: Backend> Shard<B> {
         };
         let waited = self.conns.get_mut(id).and_then(|conn| conn.waits_for());
         let Some(owner) = self.conns.get_mut(old) else { return false };
-        handle_input(&mut self.broker, owner, self.now, old);
+        handle_input(&mut self.broker, owner, self.now, old, &mut self.spare_inputs);
         let target = match waited {
             Some((waited_for, target)) if waited_for == old => target,
             _ => owner.handled + owner.input.len() as u64,

@@ -11,6 +11,7 @@ use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::codec::mqtt::Version;
 use crate::ids::ConnId;
+use crate::limits::{SPARE_INPUT_BYTES, SPARE_INPUTS};
 use crate::transport::Transport;
 
 /// Where a connection is in its life.
@@ -147,6 +148,10 @@ impl Conn {
     }
 }
 
+/// Memory for starts of frames: which connection has one changes with every buffer.
+#[derive(Debug, Default)]
+pub(super) struct Spares(Vec<Vec<u8>>);
+
 /// Bytes that were read and not yet handled: the start of a frame that the end of a buffer cut, or
 /// everything that came during a pause.
 #[derive(Debug, Default)]
@@ -209,6 +214,25 @@ impl Input {
         assert!(self.is_empty(), "invariant: nothing was read while its input was being handled");
         taken.consume(consumed);
         *self = taken;
+    }
+
+    /// A start of a frame comes next: with memory that another has left, if that suffices.
+    pub(super) fn lend(&mut self, expect: usize, spares: &mut Spares) {
+        if self.bytes.capacity() == 0
+            && expect <= SPARE_INPUT_BYTES
+            && let Some(spare) = spares.0.pop()
+        {
+            self.bytes = spare;
+        }
+    }
+
+    /// All of it was handled, and its memory may serve others.
+    pub(super) fn give_up(mut self, spares: &mut Spares) {
+        let may_serve = self.bytes.capacity() > 0 && self.bytes.capacity() <= SPARE_INPUT_BYTES;
+        if may_serve && spares.0.len() < SPARE_INPUTS {
+            self.bytes.clear();
+            spares.0.push(self.bytes);
+        }
     }
 
     /// The waiting bytes as one vector.

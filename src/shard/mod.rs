@@ -31,7 +31,7 @@ use crate::io::{Backend, Completion, ListenerId, RecvBuf, RecvEnd, RecvMode, Wai
 use crate::journal::record::Clocks;
 use crate::limits::{CLOSE_FLUSH, CLOSE_LINGER, INPUT_BYTES_MARK, LANE_RING_LEN, QUICK_ACK_READS};
 use crate::mesh::Mesh;
-use conn::{Ended, Receiving, Stage};
+use conn::{Ended, Receiving, Spares, Stage};
 use conns::Conns;
 use deadlines::Deadlines;
 use journal::Journaling;
@@ -112,6 +112,7 @@ pub struct Shard<B: Backend> {
     /// Connections whose send has ended while more was waiting.
     sendable: Vec<ConnId>,
     completions: Vec<Completion<B::Socket>>,
+    spare_inputs: Spares,
     counters: LoopCounters,
 }
 
@@ -163,6 +164,7 @@ impl<B: Backend> Shard<B> {
             takeovers: Vec::new(),
             sendable: Vec::new(),
             completions: Vec::new(),
+            spare_inputs: Spares::default(),
             counters: LoopCounters::default(),
         }
     }
@@ -299,7 +301,14 @@ impl<B: Backend> Shard<B> {
             self.counters.bytes_received += bytes.len() as u64;
             match conn.stage {
                 Stage::Live => {
-                    let copied = receive(&mut self.broker, conn, self.now, id, bytes);
+                    let copied = receive(
+                        &mut self.broker,
+                        conn,
+                        self.now,
+                        id,
+                        bytes,
+                        &mut self.spare_inputs,
+                    );
                     self.counters.copied_from_input += copied as u64;
                     let pause = conn.input.len() > INPUT_BYTES_MARK && conn.paused;
                     self.after_received(id, pause);
@@ -469,7 +478,7 @@ impl<B: Backend> Shard<B> {
                 continue;
             }
             conn.paused = false;
-            handle_input(&mut self.broker, conn, self.now, id);
+            handle_input(&mut self.broker, conn, self.now, id, &mut self.spare_inputs);
             self.after_input(id);
         }
         if self.broker.out.resume.is_empty() {

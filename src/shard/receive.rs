@@ -5,7 +5,7 @@
 //! size, which its receivers then share.
 #![forbid(unsafe_code)]
 
-use super::conn::Conn;
+use super::conn::{Conn, Spares};
 use crate::broker::{Broker, Frame, Step};
 use crate::clock::Time;
 use crate::codec::mqtt::{self, DecodeError};
@@ -21,6 +21,7 @@ pub(super) fn receive(
     now: Time,
     id: ConnId,
     data: &[u8],
+    spares: &mut Spares,
 ) -> usize {
     let mut data = data;
     let mut copied = 0;
@@ -34,7 +35,7 @@ pub(super) fn receive(
         copied += piece.len();
         data = rest;
         if conn.input.len() >= expect {
-            handle_input(broker, conn, now, id);
+            handle_input(broker, conn, now, id, spares);
         }
     }
     if conn.input.is_empty() {
@@ -44,6 +45,7 @@ pub(super) fn receive(
     if !data.is_empty() {
         let frame_len = mqtt::frame_len(data);
         let expect = expected_len(broker, conn, id, frame_len, data.len()).unwrap_or(0);
+        conn.input.lend(expect.max(data.len()), spares);
         conn.input.append(data, expect);
         copied += data.len();
     }
@@ -51,7 +53,13 @@ pub(super) fn receive(
 }
 
 /// Handles what waits in the input of `conn`, as far as it may.
-pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: ConnId) {
+pub(super) fn handle_input(
+    broker: &mut Broker,
+    conn: &mut Conn,
+    now: Time,
+    id: ConnId,
+    spares: &mut Spares,
+) {
     if conn.input.is_empty() {
         return;
     }
@@ -73,7 +81,11 @@ pub(super) fn handle_input(broker: &mut Broker, conn: &mut Conn, now: Time, id: 
     }
     let handled = handle_frames(broker, conn, now, id, taken.unread());
     conn.handled += handled as u64;
-    conn.input.restore(taken, handled);
+    if handled == taken.len() {
+        taken.give_up(spares);
+    } else {
+        conn.input.restore(taken, handled);
+    }
 }
 
 /// Handles whole frames from the start of `data` while the connection may go on; how many bytes.
