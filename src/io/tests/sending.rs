@@ -164,7 +164,7 @@ pub(super) fn a_send_that_nobody_awaits_does_not_end_the_wait<B: Open>() {
     });
     for turn in 1..=100 {
         let (buf, before) = (rig.sent.pop().map(|(_, buf, _)| buf), rig.polls);
-        let buf = buf.map_or_else(|| out(&pattern(100)), |buf| buf);
+        let buf = buf.unwrap_or_else(|| out(&pattern(100)));
         rig.backend.send(A, buf, SendEnd::Unawaited);
         rig.until("answer", |rig| rig.input_len() >= 50 * turn);
         assert_eq!(rig.sent.len(), 1, "its end is told with the answer");
