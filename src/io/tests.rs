@@ -149,6 +149,7 @@ contract! {
     dropping_it_closes_its_connections,
     a_send_that_nobody_awaits_does_not_end_the_wait,
     what_follows_a_send_does_not_wait_for_others,
+    a_send_that_is_stuck_hides_no_other_s_end,
     files_are_written_and_read,
     a_file_operation_that_cannot_be_done_says_so,
     a_write_under_way_is_finished_when_the_backend_is_dropped,

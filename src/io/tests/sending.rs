@@ -173,6 +173,20 @@ pub(super) fn a_send_that_nobody_awaits_does_not_end_the_wait<B: Open>() {
     drop(peer.join().unwrap());
 }
 
+/// One that has to go on later holds up no other: what its connection has to say next would wait for
+/// an end that nobody tells.
+pub(super) fn a_send_that_is_stuck_hides_no_other_s_end<B: Open>() {
+    let (mut rig, theirs) = Rig::<B>::connected(&small_settings());
+    let (ours, other) = pair();
+    let b = conn(1, 1);
+    rig.backend.add_socket(b, ours).unwrap();
+    rig.backend.send(A, out(&pattern(32 * 1024 * 1024)), SendEnd::Unawaited);
+    rig.backend.send(b, out(b"x"), SendEnd::Unawaited);
+    rig.poll(Wait::None);
+    assert!(rig.sent.iter().any(|(conn, ..)| *conn == b), "it is over, and that is told");
+    drop((theirs, other));
+}
+
 /// Whoever closes, or ends the stream, waits for nothing else.
 pub(super) fn what_follows_a_send_does_not_wait_for_others<B: Open>() {
     let (mut rig, mut theirs) = Rig::<B>::connected(&small_settings());

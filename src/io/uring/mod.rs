@@ -231,9 +231,14 @@ impl Uring {
     }
 
     /// What the kernel has taken and says nothing of was sent whole. One that did say something is
-    /// over, or goes on as a send that is not quiet.
-    fn finish_quiet_sends(&mut self, completions: &mut Vec<Completion>) {
-        if self.quiet_sends.is_empty() || !self.ring.is_up_to_date() {
+    /// over, or goes on as a send that is not quiet. `submitted` says whether the entry took all.
+    fn finish_quiet_sends(&mut self, submitted: bool, completions: &mut Vec<Completion>) {
+        if self.quiet_sends.is_empty() {
+            return;
+        }
+        if !submitted || !self.ring.has_heard_all() {
+            // Nothing may ever come that would end a wait.
+            self.quiet_awaited = true;
             return;
         }
         let mut quiet_sends = std::mem::take(&mut self.quiet_sends);
@@ -670,6 +675,8 @@ impl Backend for Uring {
         };
         self.counters.enters += 1;
         self.ring.enter(wait, timeout)?;
+        // Before completions are looked at, which may push more: none of that is quiet.
+        let submitted = self.ring.has_submitted_all();
         self.counters.overflow += u64::from(self.ring.overflown());
         let mut left = COMPLETIONS_PER_TICK;
         loop {
@@ -686,7 +693,7 @@ impl Backend for Uring {
             self.counters.extra_drains += 1;
             self.ring.enter(false, None)?;
         }
-        self.finish_quiet_sends(completions);
+        self.finish_quiet_sends(submitted, completions);
         self.files.take(&mut self.counters, completions);
         Ok(())
     }

@@ -196,12 +196,14 @@ impl Ring {
         self.completions.sync();
     }
 
-    /// Whether the kernel has taken all that was pushed, and we all that it has said.
-    pub(super) fn is_up_to_date(&self) -> bool {
-        self.backlog.is_empty()
-            && self.submissions.is_empty()
-            && self.completions.is_empty()
-            && !self.submissions.cq_overflow()
+    /// Whether the kernel has taken all that was pushed.
+    pub(super) fn has_submitted_all(&self) -> bool {
+        self.backlog.is_empty() && self.submissions.is_empty()
+    }
+
+    /// Whether we have taken all that the kernel has said.
+    pub(super) fn has_heard_all(&self) -> bool {
+        self.completions.is_empty() && !self.submissions.cq_overflow()
     }
 
     /// Whether completions stand in the queue.
