@@ -1,7 +1,7 @@
 //! The end of a tick: what the broker has written leaves, each thing once.
 //!
 //! In this order, so that acknowledgements ride with everything else: the journal's commit, the
-//! lanes, one send per connection that has something to say, closings.
+//! lanes, closings, one send per connection that has something to say.
 #![forbid(unsafe_code)]
 
 use super::Shard;
@@ -16,8 +16,9 @@ impl<B: Backend> Shard<B> {
     pub(super) fn flush(&mut self) {
         self.commit();
         self.flush_lanes();
-        self.flush_outboxes();
+        // The last words of a connection are awaited: before what is not.
         self.flush_closing();
+        self.flush_outboxes();
     }
 
     fn flush_lanes(&mut self) {
