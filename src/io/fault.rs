@@ -26,8 +26,8 @@ use rustix::io::Errno;
 
 use super::file::{FileDone, FileOp};
 use super::{
-    Backend, Completion, IoCounters, ListenerId, PoolSize, RecvBuf, RecvEnd, RecvMode, Settings,
-    Wait, Waker,
+    Backend, Completion, IoCounters, ListenerId, PoolSize, RecvBuf, RecvEnd, RecvMode, SendEnd,
+    Settings, Wait, Waker,
 };
 use crate::buf::OutBuf;
 use crate::clock::{self, Time};
@@ -441,7 +441,7 @@ impl<B: Backend> Fault<B> {
             None => buf,
             Some(mut sending) if result.is_ok() && sending.at < sending.bytes.len() => {
                 let is_last = !chance.strikes(Kind::ShortSends);
-                inner.send(conn, sending.next(&mut chance.random, is_last));
+                inner.send(conn, sending.next(&mut chance.random, is_last), SendEnd::Awaited);
                 state.sending = Some(sending);
                 return;
             }
@@ -577,7 +577,7 @@ impl<B: Backend> Backend for Fault<B> {
         }
     }
 
-    fn send(&mut self, conn: ConnId, buf: OutBuf) {
+    fn send(&mut self, conn: ConnId, buf: OutBuf, end: SendEnd) {
         let is_split = self.chance.strikes(Kind::ShortSends);
         let Self { conns, chance, inner, .. } = self;
         let Some(state) = conns.get_mut(&conn).filter(|state| !state.is_closing) else { return };
@@ -586,11 +586,11 @@ impl<B: Backend> Backend for Fault<B> {
             return self.tell(conn, Event::Sent(buf, Err(Errno::PIPE.into())));
         }
         if !is_split || buf.is_empty() {
-            return inner.send(conn, buf);
+            return inner.send(conn, buf, end);
         }
         let bytes = buf.slices_from(0).flatten().copied().collect();
         let mut sending = Sending { buf, bytes, at: 0 };
-        inner.send(conn, sending.next(&mut chance.random, false));
+        inner.send(conn, sending.next(&mut chance.random, false), SendEnd::Awaited);
         state.sending = Some(sending);
     }
 
