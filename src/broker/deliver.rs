@@ -184,7 +184,7 @@ pub(crate) fn to_session(
     publication: &Publication<'_>,
     terms: &Terms<'_>,
 ) {
-    let Broker { sessions, conns, variants, out, stats, config, .. } = broker;
+    let Broker { sessions, stats, .. } = broker;
     let Some(session) = sessions.get_mut(key) else { return };
     if publication.deadline.is_some_and(|deadline| deadline <= now) {
         stats.dropped_expired += 1;
@@ -194,6 +194,11 @@ pub(crate) fn to_session(
     if qos > QoS::AtMostOnce {
         return to_window_or_queue(broker, now, key, publication, qos, terms);
     }
+    if publication.id.is_some() && session.wants_less && terms.group.is_none() {
+        broker.record_end(key, publication.id, None);
+    }
+    let Broker { sessions, conns, variants, out, stats, config, .. } = broker;
+    let Some(session) = sessions.get_mut(key) else { return };
     let Some((id, conn)) = online(conns, session.conn) else {
         stats.dropped_offline += 1;
         return;
@@ -759,22 +764,26 @@ impl Broker {
     }
 
     fn record_end_of(&mut self, key: SessionKey, message: MessageId, group: Option<Chosen>) {
-        let Self { sessions, shared_subs, changes, out, .. } = self;
-        let record = match group {
-            Some(chosen) => match shared_subs.key_of(chosen.group) {
-                Some(key) if shared_subs.get(chosen.group).is_durable() => {
-                    Record::GroupAck { group: key.into(), message }
-                }
-                _ => return,
-            },
-            None => match sessions.get(key) {
-                Some(session) if session.is_durable() => {
-                    Record::Acked { client_id: session.client_id.clone(), message }
-                }
-                _ => return,
-            },
+        if let Some(group) = group {
+            return self.record_group_end(group, message);
+        }
+        let client_id = match self.sessions.get(key) {
+            Some(session) if session.is_durable() => session.client_id.clone(),
+            _ => return,
         };
-        changes.record(&mut out.changes, record);
+        self.changes.record(&mut self.out.changes, Record::Acked { client_id, message });
+    }
+
+    /// The group is done with this message, whoever had it (SHARDS.md J9).
+    pub(super) fn record_group_end(&mut self, chosen: Chosen, message: MessageId) {
+        let Self { shared_subs, changes, out, .. } = self;
+        if let Some(key) = shared_subs.key_of(chosen.group)
+            && shared_subs.get(chosen.group).is_durable()
+            && changes.is_enabled()
+        {
+            let group = key.into();
+            changes.record(&mut out.changes, Record::GroupAck { group, message });
+        }
     }
 }
 

@@ -62,7 +62,12 @@ impl Broker {
                 }
                 // What is evicted ends with the session that it was picked for.
                 _ => {
-                    body.release(&mut self.messages);
+                    let is_held = matches!(body, Body::Held(_));
+                    let id = body.release(&mut self.messages);
+                    // Without this the journal would give it to another member (SHARDS.md J9).
+                    if let (Some(group), Some(id), true) = (group, id, is_held) {
+                        self.record_group_end(group, id);
+                    }
                     self.stats.dropped_session_ended += 1;
                 }
             }

@@ -421,6 +421,7 @@ fn to_plain(broker: &mut Broker, now: Time, publication: &Publication<'_>, match
             at += 1;
             let subscription = &subscriber.subscription;
             if is_local(broker, publication, subscriber.session, subscription) {
+                on_own(broker, publication, subscriber.session);
                 continue;
             }
             let terms = to_terms(publication, subscription);
@@ -440,12 +441,23 @@ fn to_plain(broker: &mut Broker, now: Time, publication: &Publication<'_>, match
             keeps_retain |= subscription.options.retain_as_published;
             ids.extend_from_slice(subscription.ids());
         }
-        let Some(qos) = qos else { continue };
+        let Some(qos) = qos else {
+            on_own(broker, publication, session);
+            continue;
+        };
         let retain = publication.retain && keeps_retain;
         let terms = Terms { qos, retain, subscription_ids: &ids, group: None };
         deliver::to_session(broker, now, session, publication, &terms);
     }
     broker.routing.ids = ids;
+}
+
+/// A client's own publication does not go to it. The journal may owe it all the same.
+fn on_own(broker: &mut Broker, publication: &Publication<'_>, session: SessionKey) {
+    let wants_less = |session: &Session| session.wants_less;
+    if publication.id.is_some() && broker.sessions.get(session).is_some_and(wants_less) {
+        broker.record_end(session, publication.id, None);
+    }
 }
 
 /// Whether the subscription does not want it because its own client has published it

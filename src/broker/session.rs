@@ -56,6 +56,9 @@ pub(crate) struct Session {
     pub(crate) is_volatile: bool,
     /// The journal knows of it.
     pub(crate) is_recorded: bool,
+    /// A subscription of it has come to want less than before: what the journal took for it until
+    /// then may come now, and is not acknowledged by its client.
+    pub(crate) wants_less: bool,
 }
 
 /// QoS 1 and 2 messages towards a client.
@@ -123,6 +126,7 @@ impl Sessions {
             subscriptions: SessionSubscriptions::default(),
             is_volatile: false,
             is_recorded: false,
+            wants_less: false,
         });
         let previous = self.by_client_id.insert(client_id, key);
         debug_assert!(previous.is_none(), "one session per client id");

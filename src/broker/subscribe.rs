@@ -626,6 +626,9 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
         }
         Entry::Occupied(mut entry) => {
             let old = *entry.get();
+            let (before, wanted) = (old.subscription.options, subscription.options);
+            owner.wants_less |= before.qos > wanted.qos && wanted.qos == QoS::AtMostOnce
+                || wanted.no_local && !before.no_local;
             entry.insert(Held { at: old.at, durable, subscription });
             state.subscribers[old.at as usize].subscription = subscription;
             state.durable -= u32::from(old.durable);

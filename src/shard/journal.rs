@@ -231,6 +231,14 @@ impl Journaling {
         }
     }
 
+    /// The log on disk, on its host.
+    pub(super) fn log(&self) -> Option<&log::Log> {
+        match &self.to {
+            Journal::Host(Log::Disk(disk)) => Some(&disk.log),
+            _ => None,
+        }
+    }
+
     /// What another shard wants to have read.
     pub(super) fn on_reads(&mut self, from: ShardId, reads: impl Iterator<Item = ReadBack>) {
         if let Journal::Host(log) = &mut self.to {

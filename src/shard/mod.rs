@@ -416,6 +416,11 @@ impl<B: Backend> Shard<B> {
         }
     }
 
+    /// The journal's log, if it is on disk and this shard is its host.
+    pub fn log(&self) -> Option<&crate::journal::log::Log> {
+        self.journaling.log()
+    }
+
     /// Takes what other shards say, each lane in its order, whatever our own spills look like
     /// (SHARDS.md L3). Bounded by what the rings hold.
     fn drain_mesh(&mut self) {

@@ -502,13 +502,19 @@ impl World {
         let auditor = self.clients.len() - 1;
         let retained = self.oracle.end_audit();
         // What is not retained at QoS 0 for want of a disk counts as dropped.
-        let had_trouble = self.terms.durable && self.oracle.may_refuse();
+        let had_trouble = self.oracle.disk_ever_failed();
         let dropped =
             |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory + stats.dropped_outbox;
         let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
         {
             let kernel = self.shared.borrow();
             self.oracle.settle(&kernel.network, &retained, drops);
+        }
+        // All are there, and have acknowledged all.
+        let log = self.runners[0].shard.log();
+        if let Some((sequence, holder)) = log.and_then(|log| log.fold().all_owed().next()) {
+            let text = format!("{holder} is owed message {sequence} by the journal alone");
+            self.oracle.fail("owed", text);
         }
         self.workload(auditor, |mut workload| workload.unsubscribe_from("#"));
         if drops > 0 && !self.terms.drops && !had_trouble {

@@ -190,6 +190,19 @@ impl Fold {
         self.sessions.len()
     }
 
+    /// What is owed: the sequence number of a message, and to which client or group.
+    pub fn all_owed(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.messages.iter().flat_map(move |(name, message)| {
+            message.receivers.iter().map(move |owed| {
+                let holder = match owed.is_group {
+                    true => &*self.groups[owed.holder as usize].key,
+                    false => &*self.sessions[owed.holder as usize].client_id,
+                };
+                (sequence_of(name), holder)
+            })
+        })
+    }
+
     /// Bytes of memory that messages take here.
     pub fn message_bytes(&self) -> usize {
         let queues = self.sessions.iter().map(|(_, session)| session.queue.bytes()).sum::<usize>();

@@ -38,6 +38,12 @@ impl Oracle {
     /// The disk does not do, for a while, what it should.
     pub fn on_disk_trouble(&mut self) {
         self.disk_failed = true;
+        self.disk_ever_failed = true;
+    }
+
+    /// Whether the disk has had some trouble.
+    pub fn disk_ever_failed(&self) -> bool {
+        self.disk_ever_failed
     }
 
     /// Whether what has to be stored may be refused.

@@ -114,6 +114,9 @@ impl Oracle {
         if publish.retain && !as_published && replays == 0 {
             return Err(("retain-flag", "live, and no Retain As Published".to_owned()));
         }
+        if message.refused && !message.resent {
+            return Err(("refused-came", "its publisher was told that it is not taken".to_owned()));
+        }
         self.judge_expiry(arrival, message)?;
         judge_ids(publish, &may)?;
         if !may.iter().any(|s| s.share.is_some()) {
@@ -190,11 +193,11 @@ impl Oracle {
         let replays =
             if message.retain { replays.saturating_sub(u32::from(first_is_either)) } else { 0 };
         // What its client had at less than QoS 2 comes again after a crash, or is sent again.
-        let crashes = match publish.qos {
-            QoS::ExactlyOnce => 0,
-            _ => self.life - message.first_life,
+        let lives = match publish.qos {
+            QoS::ExactlyOnce => 1,
+            _ => 1 + self.life - message.first_life,
         };
-        if seen.copies >= message.transmissions + replays + crashes {
+        if seen.copies >= message.transmissions * lives + replays {
             let text = format!(
                 "copy {} of {} published, {replays} replays more",
                 seen.copies + 1,

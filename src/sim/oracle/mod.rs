@@ -195,6 +195,11 @@ pub struct Oracle {
     is_stopping: bool,
     /// The disk has had some trouble since all was quiet.
     disk_failed: bool,
+    /// Or ever.
+    disk_ever_failed: bool,
+    /// Per topic, what else than its value then may have been the last that the journal took when
+    /// all was quiet last: publishers on different shards are not in one order.
+    alternatives: BTreeMap<String, BTreeSet<u64>>,
     /// Connections whose CONNACK has come while they were their client's.
     connacked: BTreeSet<usize>,
     /// What the broker says that it has dropped in this life, when all was quiet last.
@@ -225,6 +230,8 @@ impl Oracle {
             terms,
             is_stopping: false,
             disk_failed: false,
+            disk_ever_failed: false,
+            alternatives: BTreeMap::new(),
             connacked: BTreeSet::new(),
             drops_before: 0,
             violation: None,
@@ -291,12 +298,20 @@ impl Oracle {
                 message.acked = Some(now());
             }
         }
+        if is_error && !self.messages[&id].resent && self.has_come(id) {
+            self.fail("refused-came", format!("message {id} is refused, and has come"));
+        }
         if let Some(message) = self.messages.get_mut(&id) {
             message.refused |= is_error;
             if !is_error {
                 message.acked.get_or_insert(now());
             }
         }
+    }
+
+    /// Whether anybody has it.
+    fn has_come(&self, id: u64) -> bool {
+        self.clients.iter().any(|client| client.session.seen.contains_key(&id))
     }
 
     /// SUBSCRIBE to one filter.

@@ -49,6 +49,7 @@ impl Oracle {
                 self.fail("retained", format!("{topic}: {text}"));
             }
         }
+        self.note_alternatives();
         self.baseline = retained.clone();
         self.settled = self.next_message;
         self.shared_ends = 0;
@@ -195,6 +196,27 @@ impl Oracle {
         message.acked.is_some() && !message.may_be_lost && !is_quiet
     }
 
+    /// What a restart may make the value of each topic from here on.
+    fn note_alternatives(&mut self) {
+        let mut alternatives = std::mem::take(&mut self.alternatives);
+        for topic in self.retained_topics() {
+            let among = self.candidates(&topic);
+            let may = among.iter().filter(|(id, m)| !self.is_outdated(*id, m, &among));
+            let may: BTreeSet<u64> = may.map(|(id, _)| *id).collect();
+            if among.iter().any(|(_, m)| self.is_surely_kept(m)) {
+                alternatives.insert(topic, may);
+            } else {
+                alternatives.entry(topic).or_default().extend(may);
+            }
+        }
+        self.alternatives = alternatives;
+    }
+
+    /// Whether a restart may have made this the value of the topic.
+    fn is_alternative(&self, topic: &str, is_it: impl Fn(&u64) -> bool) -> bool {
+        self.terms.durable && self.alternatives.get(topic).is_some_and(|all| all.iter().any(is_it))
+    }
+
     fn wrong_value(&self, topic: &str, value: Option<u64>) -> Option<String> {
         let among = self.candidates(topic);
         let sure = |m: &Message| self.is_surely_kept(m) && m.expiry.is_none();
@@ -205,7 +227,7 @@ impl Oracle {
                     let outdated = self.is_outdated(value, message, &among);
                     return outdated.then(|| format!("{value} was followed by a newer one"));
                 }
-                if before != Some(value) {
+                if before != Some(value) && !self.is_alternative(topic, |id| *id == value) {
                     return Some(format!("{value}, which cannot be; it was {before:?}"));
                 }
                 let newer = among.iter().find(|(_, m)| sure(m))?;
@@ -220,6 +242,13 @@ impl Oracle {
                 }
                 if let Some((id, _)) = among.iter().find(|(_, m)| sure(m)) {
                     return Some(format!("nothing, after {id}"));
+                }
+                let is_clear = |id: &u64| {
+                    let message = &self.messages[id];
+                    message.len == 0 || message.expiry.is_some()
+                };
+                if self.is_alternative(topic, is_clear) {
+                    return None;
                 }
                 let before = before.filter(|id| self.messages[id].expiry.is_none())?;
                 Some(format!("nothing, and it was {before}"))
