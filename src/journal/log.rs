@@ -348,7 +348,8 @@ impl Log {
         let retry = self.retry_at.filter(|_| waits);
         let now = self.has_work().then_some(self.clocks.monotonic);
         let read = self.reader.deadline();
-        [retry, read, self.preparing.retry_at(), now].into_iter().flatten().min()
+        let clean = self.cleaner.retry_at();
+        [retry, read, clean, self.preparing.retry_at(), now].into_iter().flatten().min()
     }
 
     /// What it has counted.

@@ -11,17 +11,19 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use super::fold::At;
 use super::log::{Log, Segment};
 use super::record::{self, Entry};
 use super::segment::{FRAME_HEADER, Frame};
 use super::wire::Reader;
+use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::file::{BLOCK, BlockBuf, FileId, FileOp};
 use crate::limits::{
     JOURNAL_CLEAN_BYTES, JOURNAL_COMMIT_BYTES, JOURNAL_DISK_FACTOR, JOURNAL_DISK_SEGMENTS,
-    JOURNAL_SPARES_MAX,
+    JOURNAL_RETRY_FIRST, JOURNAL_RETRY_MAX, JOURNAL_SPARES_MAX,
 };
 
 /// The segment that is being emptied, and those that are free.
@@ -44,15 +46,20 @@ pub(super) struct Cleaner {
     freed: VecDeque<Segment>,
     remove: Vec<u32>,
     removing: bool,
-    failures: u32,
+    /// Where the read under way has begun.
+    reading_from: u64,
+    /// After a read that has failed: when it is tried again, and how long that wait is.
+    retry: Option<(Time, Duration)>,
 }
-
-/// Reads of one segment that may fail before what it holds is given up.
-const FAILURES_MAX: u32 = 5;
 
 impl Cleaner {
     pub(super) fn new(useless: Vec<u32>) -> Self {
         Self { remove: useless, ..Self::default() }
+    }
+
+    /// When a read that has failed is tried again.
+    pub(super) fn retry_at(&self) -> Option<Time> {
+        self.retry.filter(|_| !self.reading).map(|(at, _)| at)
     }
 
     pub(super) fn freed_bytes(&self) -> u64 {
@@ -107,7 +114,8 @@ impl Log {
         {
             self.cleaner.segment = Some(self.segments[0].sequence);
             self.cleaner.commit = self.segments[0].first_commit;
-            self.cleaner.failures = 0;
+            self.cleaner.reading_from = self.cleaner.commit;
+            self.cleaner.retry = None;
         }
     }
 
@@ -139,9 +147,13 @@ impl Log {
             let path = super::segment::path(&self.options.folder, file);
             return Some(FileOp::Remove { file: FileId(file), path });
         }
+        let now = self.now().monotonic;
         let cleaner = &mut self.cleaner;
         let segment = self.segments.front_mut().filter(|s| Some(s.sequence) == cleaner.segment)?;
         if segment.is_opening || cleaner.reading || cleaner.at < cleaner.filled {
+            return None;
+        }
+        if cleaner.retry.is_some_and(|(at, _)| now < at) {
             return None;
         }
         let file = FileId(segment.file);
@@ -150,6 +162,7 @@ impl Log {
             let path = super::segment::path(&self.options.folder, segment.file);
             return Some(FileOp::Open { file, path, create: false });
         }
+        cleaner.reading_from = cleaner.commit;
         let (offset, len) = next_read(segment, &mut cleaner.commit)?;
         cleaner.reading = true;
         let mut buf = std::mem::take(&mut cleaner.chunk);
@@ -182,19 +195,26 @@ impl Log {
                 (cleaner.chunk, cleaner.filled, cleaner.at) = (buf, filled, 0);
                 if filled == 0 {
                     self.on_read_failed();
+                } else {
+                    cleaner.retry = None;
                 }
             }
-            Err(_) => self.on_read_failed(),
+            Err(_) => {
+                cleaner.chunk = buf;
+                self.on_read_failed();
+            }
         }
     }
 
-    /// The segment cannot be read. After some tries what it holds is given up, loudly: else the
-    /// disk would fill.
+    /// The segment cannot be read now. It stays, and is tried again from there, at growing
+    /// intervals and for ever: what was acknowledged is not given up for want of room.
     fn on_read_failed(&mut self) {
-        self.cleaner.failures += 1;
-        if self.cleaner.failures >= FAILURES_MAX {
-            self.give_up_oldest();
-        }
+        let now = self.now().monotonic;
+        let cleaner = &mut self.cleaner;
+        cleaner.commit = cleaner.reading_from;
+        let wait = cleaner.retry.map_or(JOURNAL_RETRY_FIRST, |(_, wait)| wait * 2);
+        let wait = wait.min(JOURNAL_RETRY_MAX);
+        cleaner.retry = Some((now + wait, wait));
     }
 
     fn give_up_oldest(&mut self) {

@@ -25,6 +25,8 @@ pub const SECTOR: usize = 512;
 pub struct Trouble {
     /// A write fails with EIO.
     pub write_error: u32,
+    /// A read, or opening what is there, fails with EIO.
+    pub read_error: u32,
     /// A sync, or a write that should be on disk at its end, fails with EIO.
     pub sync_error: u32,
     /// There is no room: files do not grow, none is made.
@@ -170,6 +172,11 @@ impl Disk {
             return Err(error(rustix::io::Errno::ROFS));
         }
         match op {
+            FileOp::Open { create: false, .. } | FileOp::Read { .. }
+                if self.strikes(self.trouble.read_error) =>
+            {
+                Err(error(rustix::io::Errno::IO))
+            }
             FileOp::Open { file, path, create } => self.open(user, *file, path, *create),
             FileOp::Write { file, offset, buf, from, sync } => {
                 let inode = self.inode(user, *file)?;

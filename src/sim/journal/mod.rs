@@ -358,6 +358,8 @@ impl World {
     fn trouble(&mut self) {
         let trouble = &mut self.disk.trouble;
         trouble.write_error = self.random.pick(&[0, 0, 0, 50, 500]);
+        // What a queue has left to the journal is given up after six tries.
+        trouble.read_error = self.random.pick(&[0, 0, 0, 50]);
         trouble.sync_error = self.random.pick(&[0, 0, 0, 50, 500]);
         trouble.is_full = self.random.chance(100);
         trouble.is_read_only = self.random.chance(30);
