@@ -192,12 +192,13 @@ impl Oracle {
         let first_is_either = may.iter().all(|s| s.asked.first().is_some_and(replays_first));
         let replays =
             if message.retain { replays.saturating_sub(u32::from(first_is_either)) } else { 0 };
-        // What its client had at less than QoS 2 comes again after a crash, or is sent again.
-        let lives = match publish.qos {
-            QoS::ExactlyOnce => 1,
-            _ => 1 + self.life - message.first_life,
-        };
-        if seen.copies >= message.transmissions * lives + replays {
+        // What its client had at less than QoS 2 comes again after a crash, or is sent again: at QoS 2
+        // too, where its subscription was lowered behind the message's record.
+        let lives = 1 + self.life - message.first_life;
+        let is_exact = publish.qos == QoS::ExactlyOnce;
+        if seen.copies >= message.transmissions * lives + replays
+            || (is_exact && seen.exact >= message.transmissions + replays)
+        {
             let text = format!(
                 "copy {} of {} published, {replays} replays more",
                 seen.copies + 1,
@@ -250,6 +251,7 @@ impl Oracle {
         let is_again = packet_id.is_some_and(|id| seen.ids.insert(id, arrival.link).is_some());
         let is_new = !(publish.dup && is_again);
         seen.copies += u32::from(is_new);
+        seen.exact += u32::from(is_new && arrival.publish.qos == QoS::ExactlyOnce);
         let by_group = |s: &Subscription| s.share.is_some() && s.wants(publish.topic);
         let is_shared = session.subscriptions.iter().any(by_group);
         message.shared_copies += u32::from(is_new && is_shared);

@@ -118,6 +118,8 @@ impl Subscription {
 #[derive(Clone, Debug, Default)]
 struct Seen {
     copies: u32,
+    /// Of those, at QoS 2.
+    exact: u32,
     /// Of those with a packet id, and on which connection each came last.
     ids: BTreeMap<u16, usize>,
 }
