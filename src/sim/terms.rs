@@ -122,10 +122,6 @@ impl Terms {
             reshards: durable && !few_sessions,
             segment_bytes: lasting.pick(&[16, 32, 128]) * 1024,
         };
-        // Most of what is queued is in the journal alone.
-        let mut evicting = Random::new(placement.0, 5);
-        let queues_evict = durable && evicting.chance(600);
-        let evict_above = evicting.pick(&[0, 200, 1000, 10_000]);
-        (terms, Config { queues_evict, evict_above, ..config })
+        (terms, config)
     }
 }

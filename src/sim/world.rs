@@ -117,7 +117,12 @@ impl World {
         let clients = clients(&mut random);
         let ids: Vec<String> = clients.iter().map(|client| client.id.clone()).collect();
         let placement = PlacementKey(options.seed);
-        let (terms, config) = Terms::choose(&mut random, &mut faults, shards, placement, &ids);
+        let (terms, mut config) = Terms::choose(&mut random, &mut faults, shards, placement, &ids);
+        if options.evict && terms.durable {
+            let mut evicting = Random::new(options.seed, 5);
+            config.queues_evict = evicting.chance(600);
+            config.evict_above = evicting.pick(&[0, 200, 1000, 10_000]);
+        }
         let clients = with_strangers(clients, terms, &mut random);
         let network = Network {
             links: Vec::new(),
