@@ -171,13 +171,17 @@ fn shard_json(stats: &ShardStats) -> Value {
             decode_errors.insert(cause.to_owned(), json!(count));
         }
     });
-    json!({
+    let mut all = json!({
         "shard": stats.shard.index(),
         "broker": broker,
         "decode_errors": decode_errors,
         "io": stats.io,
         "loop": stats.shard_loop,
-    })
+    });
+    if let Some(journal) = stats.journal {
+        all["journal"] = json!(journal);
+    }
+    all
 }
 
 /// The sum over all shards, counter by counter, in the same groups.

@@ -29,7 +29,7 @@ use crate::io::socket;
 use crate::io::tap::Tap;
 use crate::journal::record::Clocks;
 use crate::journal::{log, recover};
-use crate::shard::{Disk, Log, ShardStats};
+use crate::shard::{Disk, Log, ShardStats, Start};
 use crate::{broker, clock, limits};
 use affinity::Plan;
 use config::Config;
@@ -258,8 +258,15 @@ fn recover(
         tracing::error!(damage, "the journal is damaged");
     }
     let unix_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+    let start = Start {
+        recovery_ms: u64::try_from(now.since(began).as_millis()).unwrap_or(u64::MAX),
+        recovered_records: report.records,
+        recovered_sessions: state.sessions.len() as u64,
+        recovered_messages: state.messages.len() as u64,
+        quarantined: report.quarantined,
+    };
     Ok(Some(threads::Recovered {
-        log: Log::Disk(Box::new(Disk { log, tap })),
+        log: Log::Disk(Box::new(Disk { log, tap, start })),
         parts: state.partition(data.placement(), shards),
         clocks: Clocks { monotonic: now, unix_ms },
     }))

@@ -1,6 +1,7 @@
 //! What the control thread and a shard say to each other.
 #![forbid(unsafe_code)]
 
+use super::JournalStats;
 use crate::broker::Stats;
 use crate::ids::ShardId;
 use crate::io::IoCounters;
@@ -27,6 +28,8 @@ pub struct ShardStats {
     pub io: IoCounters,
     /// The loop's.
     pub shard_loop: LoopCounters,
+    /// The journal's, where it is hosted.
+    pub journal: Option<JournalStats>,
 }
 
 /// Counters of the event loop itself. They only grow, except where a gauge is named.

@@ -9,6 +9,8 @@
 //! the log says so; what a client is told follows from that alone.
 #![forbid(unsafe_code)]
 
+use serde::Serialize;
+
 use super::Shard;
 use super::lanes::Parcel;
 use crate::broker::evict::{Found, ReadBack};
@@ -54,6 +56,42 @@ pub struct Disk {
     pub log: log::Log,
     /// What stands between it and its files; none in service.
     pub tap: Option<Tap>,
+    /// How the start went.
+    pub start: Start,
+}
+
+/// What a start has read of the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Start {
+    /// Milliseconds that it took.
+    pub recovery_ms: u64,
+    /// Records.
+    pub recovered_records: u64,
+    /// Sessions that were there.
+    pub recovered_sessions: u64,
+    /// Messages, retained ones included.
+    pub recovered_messages: u64,
+    /// Pieces that were damaged, with whole ones behind them.
+    pub quarantined: u64,
+}
+
+/// The counters of the journal, where it is hosted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct JournalStats {
+    /// Of what is written.
+    #[serde(flatten)]
+    pub log: log::LogCounters,
+    /// Gauge: the longest that a commit took, in microseconds.
+    pub slowest_commit_us: u64,
+    /// Gauge: bytes of its files.
+    pub disk_bytes: u64,
+    /// Gauge: bytes of records in them that are needed.
+    pub live_bytes: u64,
+    /// Gauge: 1 while nothing can be written.
+    pub is_down: u64,
+    /// Of the start.
+    #[serde(flatten)]
+    pub start: Start,
 }
 
 impl Disk {
@@ -212,6 +250,20 @@ impl Journaling {
         let Journal::Host(log) = &self.to else { return true };
         let is_told = |shard| log.committed(ShardId::new(shard)) == self.told[shard];
         log.is_idle() && (0..shards).all(is_told)
+    }
+
+    /// The counters, of a journal on disk that is hosted here.
+    pub(super) fn stats(&self) -> Option<JournalStats> {
+        let Journal::Host(Log::Disk(disk)) = &self.to else { return None };
+        let log = &disk.log;
+        Some(JournalStats {
+            log: log.counters(),
+            slowest_commit_us: u64::try_from(log.slowest().as_micros()).unwrap_or(u64::MAX),
+            disk_bytes: log.disk_bytes(),
+            live_bytes: log.live_bytes(),
+            is_down: u64::from(log.is_down()),
+            start: disk.start,
+        })
     }
 
     /// Whether other shards may still need this one.

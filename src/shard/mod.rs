@@ -21,7 +21,7 @@ mod receive;
 mod stop;
 
 pub use control::{ControlMessage, LoopCounters, ShardStats};
-pub use journal::{Disk, Journal, Log, Memory};
+pub use journal::{Disk, Journal, JournalStats, Log, Memory, Start};
 pub use lanes::Parcel;
 
 use crate::broker::{self, Auth, Broker, Disconnection, DurableState, Method};
@@ -413,6 +413,7 @@ impl<B: Backend> Shard<B> {
             broker: self.broker.stats().clone(),
             io: self.backend.counters(),
             shard_loop: counters,
+            journal: self.journaling.stats(),
         }
     }
 

@@ -135,7 +135,10 @@ impl World {
             self.oracle.fail("journal", format!("{:?}", report.damage));
         }
         let parts = state.partition(PlacementKey(self.seed), self.terms.shards);
-        (Some(Log::Disk(Box::new(Disk { log, tap: None }))), parts.into_iter())
+        (
+            Some(Log::Disk(Box::new(Disk { log, tap: None, start: Default::default() }))),
+            parts.into_iter(),
+        )
     }
 
     /// The process ends, and another begins.
