@@ -168,7 +168,8 @@ impl Oracle {
     /// Retained publications to a topic that can have become its value since all was quiet.
     fn candidates(&self, topic: &str) -> Vec<(u64, &Message)> {
         self.recent(self.settled)
-            .filter(|(_, m)| m.retain && m.topic == topic && !m.refused)
+            // What was refused when it was sent again may have been taken before.
+            .filter(|(_, m)| m.retain && m.topic == topic && (!m.refused || m.resent))
             .filter(|(_, m)| m.life == self.life || self.terms.durable)
             .filter(|(id, m)| **id >= self.settled || m.will.is_some())
             .map(|(id, m)| (*id, m))
