@@ -381,7 +381,8 @@ fn pieces_and_delays_change_nothing() {
     on_all(&[1, 2], "quiet", |broker| {
         assert_eq!(traffic(broker), 6, "one connection for each client");
         assert_struck(broker, &["short-reads", "short-sends", "delays", "spurious"]);
-        for name in ["send_errors", "accept_errors", "register_errors"] {
+        // Who has all goes at once, so the last send to it may fail.
+        for name in ["accept_errors", "register_errors"] {
             assert_eq!(broker.count("loop", name), 0, "{name}");
         }
     });
