@@ -1,31 +1,26 @@
-//! From CONNECT to DISCONNECT: who a connection is, which session it gets, and how it ends.
+//! From CONNECT to CONNACK: who a connection is, and which session it gets.
 //!
 //! CONNECT is checked, decided about (`auth`), and then accepted: an older connection of the same
 //! client is told and closed, its session continued or ended, and CONNACK leaves when what it
-//! promises is committed (SHARDS.md H5). Every end of a connection comes through
-//! [`Broker::leave`], which takes its session away at that moment; the last bytes stay in the
-//! outbox for the shard to send.
+//! promises is committed (SHARDS.md H5). How it ends is `disconnect`.
 #![forbid(unsafe_code)]
-
-use std::time::Duration;
 
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    ConnAck, ConnAckProperties, Connect, DecodeError, Disconnect, Packet, QoS, ReasonCode, Version,
+    ConnAck, ConnAckProperties, Connect, DecodeError, Packet, QoS, ReasonCode, Version,
 };
 use crate::ids::ConnId;
-use crate::limits::INPUT_AGE_COARSE;
 
 use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
 use super::authentication::Proof;
 use super::change::{Parked, Record};
 use super::conn::State;
+use super::disconnect::Leaving;
 use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
-use super::timers::Due;
 use super::will::Will;
-use super::{Broker, Disconnection, Level, Step, subscribe};
+use super::{Broker, Level, Step, subscribe};
 
 /// A CONNECT that was read, as long as it is not answered.
 #[derive(Debug)]
@@ -45,19 +40,6 @@ pub(crate) struct Connecting {
     pub(super) proof: Option<Proof>,
     /// What CONNACK says, once that is known.
     pub(super) session_present: bool,
-}
-
-/// How a connection loses its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaving {
-    /// The client said good-bye: its Will is deleted [MQTT-3.14.4-3].
-    Normal,
-    /// In any other way: its Will is published.
-    Lost,
-    /// A newer connection takes the session, or ends it when it starts clean.
-    TakenOver { clean_start: bool },
-    /// The broker stops: Wills stay where they are.
-    Shutdown,
 }
 
 /// Makes the client ids that the server assigns: a counter behind a mixer (SplitMix64), keyed.
@@ -469,26 +451,6 @@ impl Broker {
         }
     }
 
-    /// The keep alive in force: the client's, within the server's cap.
-    fn keep_alive_of(&self, asked_secs: u16) -> u16 {
-        match self.config.keep_alive_max_secs {
-            0 => asked_secs,
-            cap if asked_secs == 0 => cap,
-            cap => asked_secs.min(cap),
-        }
-    }
-
-    fn arm_keep_alive(&mut self, now: Time, id: ConnId, secs: u16) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        // One and a half times [MQTT-3.1.2-22].
-        conn.silence_max_ms = u32::from(secs) * 1500;
-        conn.heard = now;
-        if secs > 0 {
-            let at = now + Duration::from_millis(u64::from(conn.silence_max_ms));
-            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
-        }
-    }
-
     /// A refused CONNECT: its CONNACK, then the end. There is no session, and no Will.
     /// `client_id` is for the log, empty where it is not known.
     pub(super) fn refuse(
@@ -538,289 +500,6 @@ impl Broker {
                 self.refuse_saying(now, id, "", error.reason, &error.to_string())
             }
             None => self.close_silently(now, id),
-        }
-    }
-
-    /// DISCONNECT (3.14) by the client.
-    pub(super) fn on_disconnect(
-        &mut self,
-        now: Time,
-        id: ConnId,
-        disconnect: &Disconnect<'_>,
-    ) -> Step {
-        if let Some(secs) = disconnect.session_expiry_interval {
-            let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
-            // 3.14.2.2.2: a session that was to end with its connection does.
-            if secs > 0 && cold.is_some_and(|cold| cold.connect_expiry_secs == 0) {
-                return self.protocol_error(now, id, ReasonCode::PROTOCOL_ERROR);
-            }
-            let key = self.conns.get(id).and_then(|conn| conn.session);
-            if let Some(session) = key.and_then(|key| self.sessions.get_mut(key)) {
-                session.expiry_secs = secs.min(self.config.session_expiry_max_secs);
-            }
-        }
-        self.stats.disconnects_by_client += 1;
-        self.log_end(id, "the client", &disconnect.reason);
-        let leaving = match disconnect.reason {
-            ReasonCode::NORMAL_DISCONNECTION => Leaving::Normal,
-            _ => Leaving::Lost,
-        };
-        self.leave(now, id, leaving);
-        Step::Close
-    }
-
-    /// PINGREQ (3.12).
-    pub(super) fn on_pingreq(&mut self, id: ConnId) -> Step {
-        self.write(id, &Packet::PingResp);
-        Step::Next
-    }
-
-    /// A rule was broken by a packet that is well-formed in itself.
-    pub(crate) fn protocol_error(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
-        self.protocol_error_saying(now, id, &reason.into())
-    }
-
-    /// The same, with words for people.
-    pub(crate) fn protocol_error_saying(
-        &mut self,
-        now: Time,
-        id: ConnId,
-        refusal: &Refusal,
-    ) -> Step {
-        self.stats.protocol_errors += 1;
-        self.disconnect_saying(now, id, refusal.reason, &refusal.why)
-    }
-
-    /// Ends a connection with a reason, for those who can be told [MQTT-4.13.1-1].
-    pub(crate) fn disconnect(&mut self, now: Time, id: ConnId, reason: ReasonCode) -> Step {
-        self.disconnect_saying(now, id, reason, "")
-    }
-
-    /// The same, with words for people.
-    pub(crate) fn disconnect_saying(
-        &mut self,
-        now: Time,
-        id: ConnId,
-        reason: ReasonCode,
-        why: &str,
-    ) -> Step {
-        self.stats.disconnects_by_broker += 1;
-        self.log_end(id, "the broker", &reason);
-        self.write_disconnect(id, reason, why, None);
-        self.leave(now, id, Leaving::Lost);
-        Step::Close
-    }
-
-    /// Ends a connection that is owed no word.
-    pub(super) fn close_silently(&mut self, now: Time, id: ConnId) -> Step {
-        self.leave(now, id, Leaving::Lost);
-        Step::Close
-    }
-
-    fn write_disconnect(
-        &mut self,
-        id: ConnId,
-        reason: ReasonCode,
-        why: &str,
-        server_reference: Option<&str>,
-    ) {
-        let Some(conn) = self.conns.get(id) else { return };
-        // Never before CONNACK [MQTT-3.14.0-1], and 3.x servers have no such packet.
-        if conn.state == State::Online && conn.version() == Version::V5 {
-            let reason_string = Some(why).filter(|why| !why.is_empty());
-            let bare = Packet::Disconnect(Disconnect::new(reason));
-            let told = Disconnect { server_reference, ..Disconnect::new(reason) };
-            let said = Packet::Disconnect(Disconnect { reason_string, ..told });
-            let told = Packet::Disconnect(told);
-            self.write_explained(id, &said, if self.fits(id, &told) { &told } else { &bare });
-        }
-    }
-
-    /// The connection is to be closed; it loses its session now.
-    fn leave(&mut self, now: Time, id: ConnId, leaving: Leaving) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.state == State::Closing {
-            return;
-        }
-        let session = conn.session.take();
-        if let Some(timer) = conn.keep_alive_timer.take() {
-            self.timers.cancel(timer);
-        }
-        self.give_up_exchange(id);
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if let Some(cold) = &mut conn.cold {
-            cold.connecting = None;
-            cold.aliases = Vec::new();
-        }
-        self.conns.set_state(id, State::Closing);
-        self.out.close.push(id);
-        if let Some(key) = session {
-            self.detach(now, key, leaving);
-        }
-    }
-
-    /// The network connection is gone.
-    pub(super) fn on_closed(&mut self, now: Time, id: ConnId, how: Disconnection) {
-        if self.conns.get(id).is_some_and(|conn| conn.session.is_some()) {
-            self.log_end(id, "the network", &how.as_str());
-        }
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let session = conn.session.take();
-        self.stats.connections_closed += 1;
-        self.give_up_exchange(id);
-        if let Some(timer) = self.conns.free(id) {
-            self.timers.cancel(timer);
-        }
-        if let Some(key) = session {
-            if how != Disconnection::Closed {
-                self.stats.disconnects_lost += 1;
-            }
-            self.detach(now, key, Leaving::Lost);
-        }
-    }
-
-    /// A session has lost its connection: it ends, or waits for the next.
-    fn detach(&mut self, now: Time, key: SessionKey, leaving: Leaving) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.conn = None;
-        if let Some(outgoing) = &mut session.outgoing {
-            outgoing.exchanges.suspend();
-        }
-        if let Some(inbound) = &mut session.inbound {
-            inbound.suspend();
-            if inbound.len() == 0 {
-                session.inbound = None;
-            }
-        }
-        let (expiry_secs, ends) = (session.expiry_secs, session.expiry_secs == 0);
-        let delay_secs = session.will.as_ref().map(|will| will.delay_secs);
-        match (leaving, delay_secs) {
-            (_, None) => {}
-            // It is recorded, or lost with the session; nobody is there to hear it.
-            (Leaving::Shutdown, Some(_)) => session.will = None,
-            (Leaving::Normal, Some(_)) => self.delete_will(key),
-            // The end of the session publishes it, and is no later (3.1.3.2.2).
-            (_, Some(0)) => self.publish_will(now, key),
-            (_, Some(_)) if ends => self.publish_will(now, key),
-            (Leaving::TakenOver { clean_start: true }, Some(_)) => self.publish_will(now, key),
-            // The newer connection is there before the delay is over.
-            (Leaving::TakenOver { clean_start: false }, Some(_)) => self.delete_will(key),
-            (Leaving::Lost, Some(delay_secs)) => {
-                let at = now.plus_secs(delay_secs);
-                let timer = self.timers.arm(at, Due::Will(key));
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.will_timer = Some(timer);
-                }
-            }
-        }
-        if ends {
-            return self.end_session(now, key);
-        }
-        let ends_at = (expiry_secs != NEVER).then(|| now.plus_secs(expiry_secs));
-        let timer = ends_at.map(|at| self.timers.arm(at, Due::SessionExpiry(key)));
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.expiry_timer = timer;
-            session.ends_at = ends_at;
-            if self.changes.is_enabled() && session.is_durable() {
-                session.is_recorded = true;
-                let client_id = session.client_id.clone();
-                let record = Record::Session { client_id, expiry_secs, offline_since: Some(now) };
-                self.changes.record(&mut self.out.changes, record);
-            }
-        }
-        subscribe::on_presence(self, key, false);
-    }
-
-    /// A session is over, with all that it holds; it has no connection any more. Its Will, if one
-    /// is left, is published.
-    pub(super) fn end_session(&mut self, now: Time, key: SessionKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let timer = session.expiry_timer.take();
-        if let Some(timer) = timer {
-            self.timers.cancel(timer);
-        }
-        self.publish_will(now, key);
-        subscribe::end_session(self, now, key);
-        let Some(mut session) = self.sessions.remove(key) else { return };
-        self.give_up_messages(&mut session);
-        self.run_moves(now);
-        self.stats.sessions_ended += 1;
-        if session.is_recorded {
-            let client_id = session.client_id;
-            self.changes.record(&mut self.out.changes, Record::SessionEnded { client_id });
-        }
-    }
-
-    /// All deadlines up to `now`, a bounded number of them.
-    pub(super) fn run_timers(&mut self, now: Time) {
-        for _ in 0..crate::limits::DEFERRED_PER_TICK {
-            if self.must_sources_wait() {
-                return;
-            }
-            let Some(due) = self.timers.pop(now) else { return };
-            match due {
-                Due::KeepAlive(id) => self.on_keep_alive(now, id),
-                Due::Authentication(id) => self.on_authentication_timeout(now, id),
-                Due::SessionExpiry(key) => {
-                    if let Some(session) = self.sessions.get_mut(key) {
-                        session.expiry_timer = None;
-                        self.end_session(now, key);
-                    }
-                }
-                Due::Will(key) => {
-                    if let Some(session) = self.sessions.get_mut(key) {
-                        session.will_timer = None;
-                        self.publish_will(now, key);
-                    }
-                }
-                #[cfg(test)]
-                Due::Test(_) => {}
-            }
-        }
-    }
-
-    /// A client may have been silent for too long; it is asked only now, so that hearing from it
-    /// costs nothing.
-    fn on_keep_alive(&mut self, now: Time, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.keep_alive_timer = None;
-        let silence_max = Duration::from_millis(u64::from(conn.silence_max_ms));
-        // While we do not read it, it cannot be heard (SHARDS.md L7).
-        if conn.is_held() {
-            conn.heard = now;
-        }
-        let at = conn.heard + silence_max;
-        if at > now {
-            conn.was_spared = false;
-            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
-            return;
-        }
-        self.out.silent.push(id);
-    }
-
-    /// It was not heard for too long; `age` ago something of it has arrived, read or not. What a
-    /// shard that was busy has not read yet counts (SHARDS.md L7): it is given time to be read, once,
-    /// so that a client that never ends a packet is not kept by its single bytes.
-    pub(super) fn on_silence(&mut self, now: Time, id: ConnId, age: Duration) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let arrived = now - age;
-        if arrived > conn.heard + INPUT_AGE_COARSE && !conn.was_spared {
-            conn.was_spared = true;
-            let at = now + Duration::from_millis(u64::from(conn.silence_max_ms / 4));
-            conn.keep_alive_timer = Some(self.timers.arm(at, Due::KeepAlive(id)));
-            return;
-        }
-        self.stats.keep_alive_timeouts += 1;
-        let _ = self.disconnect(now, id, ReasonCode::KEEP_ALIVE_TIMEOUT);
-    }
-
-    /// The end of the broker (SHARDS.md section 7).
-    pub(super) fn on_shutdown(&mut self, now: Time) {
-        let (reason, server_reference) = self.config.farewell();
-        for id in self.conns.ids() {
-            self.log_end(id, "the broker", &reason);
-            self.write_disconnect(id, reason, "", server_reference.as_deref());
-            self.leave(now, id, Leaving::Shutdown);
         }
     }
 }

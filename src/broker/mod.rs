@@ -7,7 +7,7 @@
 //! end of its tick. It reads no clock, opens no socket, and no input makes it panic.
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
-//! its name: `connect` (CONNECT to DISCONNECT, takeover), `authentication` (AUTH), `publish`
+//! its name: `connect` (and takeover), `disconnect` (every end), `authentication` (AUTH), `publish`
 //! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
 //! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
@@ -26,12 +26,14 @@ pub mod change;
 pub(crate) mod conn;
 mod connect;
 pub(crate) mod deliver;
+mod disconnect;
 pub mod durability;
 pub mod durable;
 pub(crate) mod entry;
 pub mod evict;
 pub(crate) mod inflight;
 pub(crate) mod interest;
+mod keep_alive;
 mod log;
 pub(crate) mod memory;
 pub(crate) mod message;

@@ -1,4 +1,4 @@
-//! Deadlines: a hierarchical wheel.
+//! Deadlines: a hierarchical wheel, and who hears of one that is over.
 //!
 //! Owns every deadline of the shard's MQTT state. Arming and cancelling are O(1); nothing fires
 //! early, and at most one tick (about a millisecond) late. Each slot remembers a lower bound of
@@ -10,7 +10,9 @@ use slab::Slab;
 
 use crate::clock::Time;
 use crate::ids::ConnId;
+use crate::limits::DEFERRED_PER_TICK;
 
+use super::Broker;
 use super::session::SessionKey;
 
 /// Nanoseconds of a tick, as a power of two: 1.05 ms.
@@ -217,6 +219,36 @@ impl Timers {
         if next == NONE {
             self.slots[level][slot] = EMPTY;
             self.occupied[level] &= !(1 << slot);
+        }
+    }
+}
+
+impl Broker {
+    /// All deadlines up to `now`, a bounded number of them.
+    pub(super) fn run_timers(&mut self, now: Time) {
+        for _ in 0..DEFERRED_PER_TICK {
+            if self.must_sources_wait() {
+                return;
+            }
+            let Some(due) = self.timers.pop(now) else { return };
+            match due {
+                Due::KeepAlive(id) => self.on_keep_alive(now, id),
+                Due::Authentication(id) => self.on_authentication_timeout(now, id),
+                Due::SessionExpiry(key) => {
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.expiry_timer = None;
+                        self.end_session(now, key);
+                    }
+                }
+                Due::Will(key) => {
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.will_timer = None;
+                        self.publish_will(now, key);
+                    }
+                }
+                #[cfg(test)]
+                Due::Test(_) => {}
+            }
         }
     }
 }
