@@ -9,7 +9,7 @@ use crate::ids::ConnId;
 use crate::limits::SHARE_PAYLOAD_FROM;
 
 use super::conn::Conn;
-use super::deliver::Terms;
+use super::publication::Terms;
 use super::{Dirty, Frame};
 
 /// Of a PUBLISH.

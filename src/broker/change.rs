@@ -21,8 +21,8 @@ use crate::ids::{ConnId, ShardId};
 use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYLOAD_FROM};
 
 use super::conn::State;
-use super::deliver::Publication;
 use super::message::{MessageId, MessageKey};
+use super::publication::Publication;
 use super::route;
 use super::session::SessionKey;
 use super::{Broker, Config, Level, Place, Wait};
@@ -502,7 +502,7 @@ impl Broker {
             publisher: Some(session),
             publisher_id: &publisher,
             id: stored.id,
-            memo: super::deliver::Memo::default(),
+            memo: super::publication::Memo::default(),
         };
         let route = route::find(self, publication.topic);
         let receivers = self.route(now, &publication, &route);

@@ -19,8 +19,8 @@ use crate::limits::SHARE_PAYLOAD_FROM;
 
 use super::Batch;
 use super::alias::TopicId;
-use super::deliver::{Memo, Publication};
 use super::message::{MessageId, NewMessage, Payload};
+use super::publication::{Memo, Publication};
 
 const PUBLISH: u8 = 1;
 const BACK: u8 = 2;

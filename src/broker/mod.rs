@@ -8,7 +8,8 @@
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
 //! its name: `connect` (and takeover), `disconnect` (every end), `authentication` (AUTH), `publish`
-//! (inbound), `deliver` (outbound, with `variant` and `alias`), `subscribe`; what the operator
+//! (inbound), `deliver` and `pump` (outbound, with `publication`, `variant` and `alias`), `exchange`
+//! (the acknowledgements of that), `subscribe`; what the operator
 //! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
 //! `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
 //! `durable`, `restore`; the way from a publisher to its receivers is `route` with `topic_tree`,
@@ -31,6 +32,7 @@ pub mod durability;
 pub mod durable;
 pub(crate) mod entry;
 pub mod evict;
+mod exchange;
 pub(crate) mod inflight;
 pub(crate) mod interest;
 mod keep_alive;
@@ -39,7 +41,9 @@ pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
 pub(crate) mod policy;
+pub(crate) mod publication;
 mod publish;
+mod pump;
 pub(crate) mod queue;
 pub(crate) mod replay;
 mod restore;

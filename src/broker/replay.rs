@@ -28,12 +28,12 @@ use crate::limits::{
     OUTBOX_BYTES_MARK, QUESTIONS_MAX, REPLAY_FRESH_MAX, REPLAY_PIECE, REPLAY_PIECES_PER_TICK,
 };
 
-use super::deliver::{self, Publication, Terms};
 use super::entry::{Reader, Reply, Stamp};
+use super::publication::{Publication, Terms};
 use super::retained;
 use super::session::SessionKey;
 use super::topic_tree::FilterId;
-use super::{Broker, Place, route};
+use super::{Broker, Place, deliver, route};
 
 /// One replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,16 +20,16 @@ use crate::ids::{ShardId, ShardSet};
 use crate::limits::{BATCH_BYTES, MATCH_CACHE_LEN, MATCH_CACHE_MERGED_MAX, MATCH_CACHE_TOPIC_MAX};
 
 use super::alias::TopicId;
-use super::deliver::{self, Memo, Publication, Terms};
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, Stamp, ToGroup};
 use super::message::{MessageKey, Payload};
+use super::publication::{Memo, Publication, Terms};
 use super::retained::{self, Store};
 use super::session::{Session, SessionKey};
 use super::shared_sub::{Chosen, GroupId};
 use super::strategy::Strategy;
 use super::subscribe::{self, FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
-use super::{Broker, Wait, memory, replay};
+use super::{Broker, Wait, deliver, memory, replay};
 
 /// What became of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::limits::SHARE_PAYLOAD_FROM;
 use super::Dirty;
 use super::alias::Naming;
 use super::conn::Conn;
-use super::deliver::{Publication, Terms, remaining_secs};
+use super::publication::{Publication, Terms, remaining_secs};
 
 /// All of it, or all but a large payload.
 #[derive(Debug, Default)]

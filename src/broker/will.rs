@@ -15,9 +15,9 @@ use crate::codec::mqtt::{self, QoS};
 use crate::limits::{DEFERRED_PER_TICK, WILLS_DUE_MAX};
 
 use super::change::Record;
-use super::deliver::{Memo, Publication};
 use super::durable::DurableWill;
 use super::message::{Charge, Messages, Payload};
+use super::publication::{Memo, Publication};
 use super::publish::is_reserved;
 use super::session::SessionKey;
 use super::{Broker, Wait, route};
