@@ -23,7 +23,7 @@ use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYL
 use super::conn::State;
 use super::message::{MessageId, MessageKey};
 use super::publication::Publication;
-use super::route;
+use super::{matches, route};
 use super::session::SessionKey;
 use super::{Broker, Config, Level, Place, Wait};
 
@@ -504,9 +504,9 @@ impl Broker {
             id: stored.id,
             memo: super::publication::Memo::default(),
         };
-        let route = route::find(self, publication.topic);
+        let route = matches::find(self, publication.topic);
         let receivers = self.route(now, &publication, &route);
-        route::put_back(self, route);
+        matches::put_back(self, route);
         self.messages.give_back(message, stored);
         let reason = self.receipt(conn, receivers);
         self.send_parked(conn, &Parked::PubRec(packet_id, reason), "");

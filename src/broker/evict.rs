@@ -181,13 +181,13 @@ pub(crate) fn relieve(broker: &mut Broker, most: usize) {
 
 /// Asks for the next messages of a queue whose client reads, if it is time to.
 pub(crate) fn ask(broker: &mut Broker, now: Time, key: SessionKey) {
-    let Broker { sessions, evicting, config, messages, conns, out, routing, .. } = broker;
+    let Broker { sessions, evicting, config, messages, conns, out, ending, .. } = broker;
     let Some(session) = sessions.get_mut(key) else { return };
     let is_online = session.conn.is_some_and(|conn| conns.state(conn) == Some(State::Online));
     let Some(outgoing) = &mut session.outgoing else { return };
     let queue = &mut outgoing.queue;
     let window = window(config);
-    if !is_online || routing.is_ending() || !queue.wants_read(window) {
+    if !is_online || ending.has_begun() || !queue.wants_read(window) {
         return;
     }
     if evicting.open >= READS_OPEN_MAX {

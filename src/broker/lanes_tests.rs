@@ -15,9 +15,9 @@ use crate::codec::mqtt::{
 };
 
 fn is_wanted_durably(broker: &mut Broker, topic: &str) -> bool {
-    let route = route::find(broker, topic);
-    let is_wanted = route::is_wanted_durably(broker, &route);
-    route::put_back(broker, route);
+    let route = matches::find(broker, topic);
+    let is_wanted = matches::is_wanted_durably(broker, &route);
+    matches::put_back(broker, route);
     is_wanted
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn say(broker: &mut Broker) {
     }
     let Broker { memory, messages, config, place, out, .. } = broker;
     let is_short = memory.is_short(messages.bytes(), config.memory_budget);
-    if is_short == memory.said || place.shards == 1 || broker.routing.is_ending() {
+    if is_short == memory.said || place.shards == 1 || broker.ending.has_begun() {
         return;
     }
     memory.said = is_short;

@@ -30,13 +30,16 @@ pub(crate) mod deliver;
 mod disconnect;
 pub mod durability;
 pub mod durable;
+mod ending;
 pub(crate) mod entry;
 pub mod evict;
 mod exchange;
 pub(crate) mod inflight;
 pub(crate) mod interest;
 mod keep_alive;
+mod lane;
 mod log;
+pub(crate) mod matches;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
@@ -374,7 +377,9 @@ pub struct Broker {
     pub(crate) replays: replay::Replays,
     pub(crate) shared_subs: shared_sub::SharedSubs,
     pub(crate) subscribing: subscribe::Subscribing,
+    pub(crate) matches: matches::Remembered,
     pub(crate) routing: route::Routing,
+    pub(crate) ending: ending::Ending,
 }
 
 impl Broker {
@@ -415,7 +420,9 @@ impl Broker {
             replays: replay::Replays::new(place, seed),
             shared_subs: shared_sub::SharedSubs::new(place, seed, config.shared_strategies.clone()),
             subscribing: subscribe::Subscribing::new(place, seed),
+            matches: matches::Remembered::new(),
             routing: route::Routing::new(),
+            ending: ending::Ending::default(),
             config,
         }
     }
@@ -592,7 +599,7 @@ impl Broker {
 
     /// Everything that another shard said in one parcel.
     pub fn handle_entries(&mut self, now: Time, from: ShardId, batch: &Batch) {
-        route::on_batch(self, now, from, batch);
+        lane::on_batch(self, now, from, batch);
     }
 
     /// The lanes whose spill is above the mark now. Whoever waited for one that no longer is goes
@@ -658,7 +665,7 @@ impl Broker {
     pub fn handle_committed(&mut self, now: Time, change: u64) {
         self.changes.committed(change);
         self.handle_progress(now);
-        route::go_on_ending(self);
+        ending::go_on(self);
     }
 
     /// Whether the disk takes no changes for now: what would have to be recorded is refused before

@@ -18,12 +18,12 @@ use super::as_received::AsReceived;
 use super::change::{Parked, Record};
 use super::conn::Alias;
 use super::inflight::Held;
+use super::matches::Route;
 use super::message::{Payload, STORED_OVERHEAD};
 use super::policy::Refusal;
 use super::publication::{Memo, Publication};
-use super::route::Route;
 use super::session::SessionKey;
-use super::{Broker, Frame, Level, Step, Wait, memory, route};
+use super::{Broker, Frame, Level, Step, Wait, matches, memory, route};
 
 /// Buffers of the publication in hand.
 #[derive(Debug, Default)]
@@ -185,9 +185,9 @@ impl Broker {
     }
 
     fn is_to_be_recorded(&mut self, conn: ConnId, publish: &Publish<'_>, topic: &str) -> bool {
-        let route = route::find(self, topic);
+        let route = matches::find(self, topic);
         let level = self.level_of(Some(conn), &route, topic, publish.qos, publish.retain);
-        route::put_back(self, route);
+        matches::put_back(self, route);
         level > Level::None
     }
 
@@ -204,7 +204,7 @@ impl Broker {
     ) -> Level {
         let at_least_once = qos > QoS::AtMostOnce;
         let is_wanted = self.changes.is_enabled()
-            && (retain || at_least_once && route::is_wanted_durably(self, route));
+            && (retain || at_least_once && matches::is_wanted_durably(self, route));
         if !is_wanted {
             return Level::None;
         }
@@ -282,7 +282,7 @@ impl Broker {
             id: None,
             memo: Memo::default(),
         };
-        let route = route::find(self, topic);
+        let route = matches::find(self, topic);
         let origin = (&publisher_id, publish.packet_id, false);
         let level = self.level_of(Some(conn), &route, topic, publish.qos, publish.retain);
         let change = self.record_publish(level, &mut publication, origin);
@@ -314,7 +314,7 @@ impl Broker {
                 }
             }
         }
-        route::put_back(self, route);
+        matches::put_back(self, route);
         buf.shrink_to(FORWARDED_BYTES_KEPT);
         self.publishing.forwarded = buf;
     }

@@ -376,7 +376,7 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
     let room = room(broker, session, qos);
     let is_here = owner == broker.place.shard;
     // Shutting down: no more questions (section 7). It stays where it is.
-    if room == 0 || !is_here && broker.routing.is_ending() {
+    if room == 0 || !is_here && broker.ending.has_begun() {
         return set_no_room(broker, id, qos);
     }
     on_room(broker, session);

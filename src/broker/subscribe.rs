@@ -353,7 +353,7 @@ fn enter(broker: &mut Broker, filter: &str) -> FilterId {
 pub(crate) fn leave_if_unused(broker: &mut Broker, filter: FilterId) {
     if broker.topic_tree[filter].is_unused() {
         broker.topic_tree.remove_id(filter);
-        broker.routing.forget_matches();
+        broker.matches.forget();
     }
 }
 
@@ -467,7 +467,7 @@ fn lower_next(broker: &mut Broker, now: Time) -> bool {
 pub(crate) fn on_remote(broker: &mut Broker, from: ShardId, filter: &str, state: u8) {
     let filter = enter(broker, filter);
     broker.topic_tree[filter].remote.set(from, state);
-    broker.routing.forget_matches();
+    broker.matches.forget();
     leave_if_unused(broker, filter);
 }
 
@@ -616,7 +616,7 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
     let state = &mut broker.topic_tree[filter];
     state.waiting -= 1;
     state.durable += u32::from(durable);
-    broker.routing.forget_matches();
+    broker.matches.forget();
     match owner.subscriptions.plain.entry(filter) {
         Entry::Vacant(entry) => {
             let at = state.subscribers.len() as u32;
@@ -655,7 +655,7 @@ fn join(
     let hash = broker.interest.topic_hash(&owner.client_id);
     let member = Member { session, subscription, durable, hash };
     broker.shared_subs.get_mut(group).join(member, online);
-    broker.routing.forget_matches();
+    broker.matches.forget();
     tell_members(broker, group);
     group
 }
@@ -686,7 +686,7 @@ pub(crate) fn find_or_insert_group(broker: &mut Broker, key: &str, filter: &str)
     let groups = &mut broker.topic_tree[place].groups;
     let group = broker.shared_subs.insert(key, place, groups.len() as u32);
     groups.push(group);
-    broker.routing.forget_matches();
+    broker.matches.forget();
     group
 }
 
@@ -714,7 +714,7 @@ pub(crate) fn leave_group_if_idle(broker: &mut Broker, group: GroupId) {
         if let Some(&moved) = groups.get(at as usize) {
             broker.shared_subs.get_mut(moved).at = at;
         }
-        broker.routing.forget_matches();
+        broker.matches.forget();
         leave_if_unused(broker, filter);
     }
 }
@@ -815,7 +815,7 @@ fn end_waiting(
 }
 
 fn remove_subscriber(broker: &mut Broker, filter: FilterId, held: Held) {
-    broker.routing.forget_matches();
+    broker.matches.forget();
     let state = &mut broker.topic_tree[filter];
     state.durable -= u32::from(held.durable);
     state.subscribers.swap_remove(held.at as usize);

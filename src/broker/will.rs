@@ -20,7 +20,7 @@ use super::message::{Charge, Messages, Payload};
 use super::publication::{Memo, Publication};
 use super::publish::is_reserved;
 use super::session::SessionKey;
-use super::{Broker, Wait, route};
+use super::{Broker, Wait, matches, route};
 
 /// A message left with us.
 #[derive(Debug)]
@@ -191,13 +191,13 @@ impl Broker {
             id: None,
             memo: Memo::default(),
         };
-        let route = route::find(self, &will.topic);
+        let route = matches::find(self, &will.topic);
         // Published once, whatever happens from here on (SHARDS.md J9).
         if !self.record_will(&mut publication, &route, client_id, is_last) && is_last {
             self.record_no_will(client_id);
         }
         self.route(now, &publication, &route);
-        route::put_back(self, route);
+        matches::put_back(self, route);
         self.stats.wills_published += 1;
     }
 

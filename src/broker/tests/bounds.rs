@@ -247,10 +247,10 @@ fn remembered_groups_are_bounded() {
         world.publish(client, &format!("a/{n}"), "x", QoS::AtMostOnce, 0);
         assert_eq!(world.take_messages(client).len(), names.len());
     }
-    assert!(world.brokers[0].routing.remembered_len() <= 20 * MATCH_CACHE_MERGED_MAX);
+    assert!(world.brokers[0].matches.held_len() <= 20 * MATCH_CACHE_MERGED_MAX);
     for name in &names[100..] {
         world.unsubscribe(client, name);
     }
     world.publish(client, "a/0", "x", QoS::AtMostOnce, 0);
-    assert_eq!(world.brokers[0].routing.remembered_len(), 100);
+    assert_eq!(world.brokers[0].matches.held_len(), 100);
 }
