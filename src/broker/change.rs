@@ -23,9 +23,8 @@ use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYL
 use super::conn::State;
 use super::message::{MessageId, MessageKey};
 use super::publication::Publication;
-use super::{matches, route};
 use super::session::SessionKey;
-use super::{Broker, Config, Level, Place, Wait};
+use super::{Broker, Config, Level, Place, Wait, matches, route};
 
 /// One durable change of this shard's state.
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@ use super::disconnect::Leaving;
 use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
 use super::will::Will;
-use super::{Broker, Level, Step, subscribe};
+use super::{Broker, Level, Step, membership};
 
 /// A CONNECT that was read, as long as it is not answered.
 #[derive(Debug)]
@@ -416,7 +416,7 @@ impl Broker {
         }
         self.arm_keep_alive(now, id, keep_alive_secs);
         self.resume_exchanges(now, key);
-        subscribe::on_presence(self, key, true);
+        membership::on_presence(self, key, true);
         Step::Next
     }
 

@@ -16,7 +16,7 @@ use super::conn::State;
 use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
 use super::timers::Due;
-use super::{Broker, Disconnection, Step, subscribe};
+use super::{Broker, Disconnection, Step, membership, unsubscribe};
 
 /// How a connection loses its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +213,7 @@ impl Broker {
                 self.changes.record(&mut self.out.changes, record);
             }
         }
-        subscribe::on_presence(self, key, false);
+        membership::on_presence(self, key, false);
     }
 
     /// A session is over, with all that it holds; it has no connection any more. Its Will, if one
@@ -225,7 +225,7 @@ impl Broker {
             self.timers.cancel(timer);
         }
         self.publish_will(now, key);
-        subscribe::end_session(self, now, key);
+        unsubscribe::end_session(self, now, key);
         let Some(mut session) = self.sessions.remove(key) else { return };
         self.give_up_messages(&mut session);
         self.run_moves(now);

@@ -11,7 +11,9 @@ use super::entry::{Duty, Entry, Interest as Change, Message, Reader, ToGroup};
 use super::publication::Publication;
 use super::retained::{self, Store};
 use super::shared_sub::Chosen;
-use super::{Batch, Broker, ending, matches, memory, replay, route, subscribe};
+use super::{
+    Batch, Broker, announce, ending, matches, membership, memory, replay, route, subscribe,
+};
 
 /// All that another shard said in one parcel, in its order; what it has to hear of that.
 pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &Batch) {
@@ -130,12 +132,12 @@ fn on_interest(broker: &mut Broker, from: ShardId, number: u64, change: Change<'
             broker.interest.on_exact(from, hash, state);
             broker.matches.forget();
         }
-        Change::Wild { filter, state } => subscribe::on_remote(broker, from, filter, state),
+        Change::Wild { filter, state } => announce::on_remote(broker, from, filter, state),
         Change::Group { key, members } => {
             let (_, filter) = key.split_once('/').expect("invariant: share name/filter");
-            let group = subscribe::find_or_insert_group(broker, key, filter);
+            let group = membership::find_or_insert(broker, key, filter);
             broker.shared_subs.set_remote(group, from, members);
-            subscribe::leave_group_if_idle(broker, group);
+            membership::leave_if_idle(broker, group);
         }
     }
 }

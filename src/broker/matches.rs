@@ -13,7 +13,7 @@ use super::alias::TopicId;
 use super::interest::Wanted;
 use super::session::SessionKey;
 use super::shared_sub::GroupId;
-use super::subscribe::{FilterState, Subscription};
+use super::subscription::{FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
 
 /// Who is interested in a topic.

@@ -7,19 +7,21 @@
 //! end of its tick. It reads no clock, opens no socket, and no input makes it panic.
 //!
 //! [`Broker::handle_packet`] is the one match over packets; each kind is handled in the file of
-//! its name: `connect` (and takeover), `disconnect` (every end), `authentication` (AUTH), `publish`
-//! (inbound), `deliver` and `pump` (outbound, with `publication`, `variant` and `alias`), `exchange`
-//! (the acknowledgements of that), `subscribe`; what the operator
-//! allows is in `policy`. Between them stand `session`, `inflight`, `queue`, `message`, `will`,
-//! `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
-//! `durable`, `restore`; the way from a publisher to its receivers is `route` with `topic_tree`,
-//! `interest`, `retained`, `replay`, `shared_sub` with `strategy`, and `entry`.
+//! its name: `connect` (takeover, too), `disconnect` (every end), `authentication` (AUTH), `publish`
+//! (inbound), `exchange` (acknowledgements of what we sent), `subscribe`, `unsubscribe`; beside them
+//! `keep_alive`, and `policy`, what the operator allows. Outbound are `deliver` and `pump`, with
+//! `publication`, `variant` and `alias`. What sessions have is `session`, `subscription`, `inflight`,
+//! `queue`, `message`, `will`, `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
+//! `durable`, `restore`. The way from a publisher to its receivers is `route` with `matches` and
+//! `topic_tree`, `retained`, `replay`, `shared_sub` with `membership` and `strategy`; between shards
+//! are `lane`, `entry`, `interest` with `announce`, and `ending`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
 //! connection that is closing has no session; everything dropped has a counter in [`Stats`].
 #![forbid(unsafe_code)]
 
 pub(crate) mod alias;
+mod announce;
 pub mod as_received;
 mod auth;
 pub mod authentication;
@@ -40,6 +42,7 @@ mod keep_alive;
 mod lane;
 mod log;
 pub(crate) mod matches;
+mod membership;
 pub(crate) mod memory;
 pub(crate) mod message;
 pub(crate) mod moving;
@@ -56,9 +59,11 @@ pub(crate) mod session;
 pub(crate) mod shared_sub;
 pub mod stats;
 pub mod strategy;
-pub(crate) mod subscribe;
+mod subscribe;
+pub(crate) mod subscription;
 pub(crate) mod timers;
 pub mod topic_tree;
+mod unsubscribe;
 pub(crate) mod variant;
 pub(crate) mod will;
 
@@ -371,7 +376,7 @@ pub struct Broker {
     pub(crate) changes: change::Changes,
     pub(crate) assigner: connect::Assigner,
     pub(crate) stats: Stats,
-    pub(crate) topic_tree: topic_tree::TopicTree<subscribe::FilterState>,
+    pub(crate) topic_tree: topic_tree::TopicTree<subscription::FilterState>,
     pub(crate) interest: interest::Interest,
     pub(crate) retained: retained::Retained,
     pub(crate) replays: replay::Replays,
@@ -419,7 +424,7 @@ impl Broker {
             retained: retained::Retained::new(place, seed),
             replays: replay::Replays::new(place, seed),
             shared_subs: shared_sub::SharedSubs::new(place, seed, config.shared_strategies.clone()),
-            subscribing: subscribe::Subscribing::new(place, seed),
+            subscribing: subscribe::Subscribing::default(),
             matches: matches::Remembered::new(),
             routing: route::Routing::new(),
             ending: ending::Ending::default(),
@@ -509,7 +514,7 @@ impl Broker {
             Packet::PubRel(ack) => self.on_pubrel(conn, ack),
             Packet::PubComp(ack) => self.on_pubcomp(now, conn, ack),
             Packet::Subscribe(subscribe) => subscribe::on_subscribe(self, now, conn, subscribe),
-            Packet::Unsubscribe(unsub) => subscribe::on_unsubscribe(self, now, conn, unsub),
+            Packet::Unsubscribe(unsub) => unsubscribe::on_unsubscribe(self, now, conn, unsub),
             Packet::PingReq => self.on_pingreq(conn),
             Packet::Disconnect(disconnect) => self.on_disconnect(now, conn, disconnect),
             Packet::Auth(auth) => self.on_auth(now, conn, auth),
@@ -639,7 +644,7 @@ impl Broker {
         self.run_moves(now);
         self.run_due_wills(now);
         self.run_timers(now);
-        subscribe::lower_interest(self, now);
+        announce::lower_interest(self, now);
         retained::expire(self, now);
         replay::run(self, now);
     }

@@ -23,10 +23,10 @@ use super::message::{MessageKey, NewMessage, Payload};
 use super::queue::{Queued, SubscriptionIds};
 use super::session::{NEVER, SessionKey};
 use super::shared_sub::Chosen;
-use super::subscribe::{self, Subscription};
+use super::subscription::Subscription;
 use super::timers::Due;
 use super::will::Will;
-use super::{Broker, evict, retained};
+use super::{Broker, evict, retained, subscribe};
 
 /// The present moment on both clocks.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,7 @@ use super::retained::{self, Store};
 use super::session::{Session, SessionKey};
 use super::shared_sub::{Chosen, GroupId};
 use super::strategy::Strategy;
-use super::subscribe::Subscription;
+use super::subscription::Subscription;
 use super::{Broker, Wait, deliver};
 
 /// What became of a publication.

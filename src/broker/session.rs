@@ -14,7 +14,7 @@ use crate::ids::ConnId;
 
 use super::inflight::{Inbound, Outbound};
 use super::queue::Queue;
-use super::subscribe::SessionSubscriptions;
+use super::subscription::SessionSubscriptions;
 use super::timers::TimerKey;
 use super::will::Will;
 

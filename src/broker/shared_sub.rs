@@ -39,7 +39,7 @@ use super::Place;
 use super::entry::Members;
 use super::session::SessionKey;
 use super::strategy::{Strategies, Strategy};
-use super::subscribe::Subscription;
+use super::subscription::Subscription;
 use super::topic_tree::FilterId;
 
 /// A group: a ShareName and a filter. A slot is used again with a new serial, so that an id
