@@ -12,7 +12,7 @@ use noctule::codec::mqtt::{
     Connect, ConnectProperties, Packet, PacketId, PacketKind, Publish, PublishProperties, QoS,
     Version, Will,
 };
-use support::packets::{connect, lasting, publish};
+use support::packets::{begin, connect, lasting, leave, publish, publisher, resume};
 use support::{Broker, Combination, Wire, combinations};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
@@ -38,30 +38,6 @@ fn on_all_levels(test: impl Fn(Broker, &dyn Fn(Broker) -> Broker)) {
             test(start(combination).start(), &restart);
         }
     }
-}
-
-fn begin(broker: &Broker, version: Version, id: &str) -> Wire {
-    let mut wire = broker.connect();
-    assert!(!wire.handshake(lasting(version, id)));
-    wire
-}
-
-fn resume(broker: &Broker, version: Version, id: &str) -> Wire {
-    let mut wire = broker.connect();
-    // 3.1 cannot say whether a session is there.
-    assert_eq!(wire.handshake(lasting(version, id)), version != V31);
-    wire
-}
-
-fn leave(mut wire: Wire) {
-    wire.send_hex("e0 00");
-    wire.expect_closed();
-}
-
-fn publisher(broker: &Broker) -> Wire {
-    let mut wire = broker.connect();
-    wire.handshake(connect(V5, "publisher"));
-    wire
 }
 
 /// What a session has taken so far of messages that are numbered, even ones at QoS 1 and odd ones at

@@ -18,17 +18,8 @@ pub fn connect(broker: &mut Broker, index: u32, version: Version, aliases: Optio
     broker.handle_open(NOW, conn(index), Accepted { at: NOW, listener: 0, peer: None });
     let properties =
         ConnectProperties { topic_alias_maximum: aliases, ..ConnectProperties::default() };
-    let connect = Connect {
-        version,
-        bridge: false,
-        clean_start: true,
-        keep_alive: 0,
-        client_id: &format!("client-{index}"),
-        user_name: None,
-        password: None,
-        will: None,
-        properties,
-    };
+    let client_id = format!("client-{index}");
+    let connect = Connect { properties, ..Connect::new(version, &client_id) };
     let mut frame = Vec::new();
     Packet::Connect(connect).encode(version, &mut frame);
     let frame = Frame { bytes: &frame, shared: None };

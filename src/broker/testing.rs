@@ -13,9 +13,9 @@ use bytes::Bytes;
 
 use crate::clock::Time;
 use crate::codec::mqtt::{
-    Ack, Connect, ConnectProperties, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS,
-    ReasonCode, Side, Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions,
-    Unsubscribe, UnsubscribeFilters, UserProperties, Version, Will, decode, frame_len,
+    Ack, Connect, Disconnect, Packet, PacketId, Publish, PublishProperties, QoS, ReasonCode, Side,
+    Subscribe, SubscribeFilter, SubscribeFilters, SubscriptionOptions, Unsubscribe,
+    UnsubscribeFilters, UserProperties, Version, Will, decode, frame_len,
 };
 use crate::ids::{ConnId, PlacementKey, ShardId};
 use crate::limits::SHARE_PAYLOAD_FROM;
@@ -500,17 +500,7 @@ pub(crate) fn alias(n: u16) -> Option<NonZeroU16> {
 
 /// A CONNECT: clean, without anything else.
 pub(crate) fn hello(version: Version, client_id: &str) -> Connect<'_> {
-    Connect {
-        version,
-        bridge: false,
-        clean_start: true,
-        keep_alive: 0,
-        client_id,
-        user_name: None,
-        password: None,
-        will: None,
-        properties: ConnectProperties::default(),
-    }
+    Connect::new(version, client_id)
 }
 
 /// A CONNECT for a session that stays: whatever it held is continued.

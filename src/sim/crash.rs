@@ -1,4 +1,4 @@
-//! Crashes anywhere: `models/journal_fold.py` again, with the real broker, log, fold and recovery.
+//! Crashes anywhere, with the real broker, log, fold and recovery.
 //!
 //! A few brokers, one per shard, on one thread. FIFO lanes lead from each to each; the seed decides
 //! which of them moves, when the log writes, when the disk is done, and when the process is killed
@@ -369,17 +369,8 @@ impl World {
             session_expiry_interval: Some(100_000),
             ..ConnectProperties::default()
         };
-        let connect = Connect {
-            version: Version::V5,
-            bridge: false,
-            clean_start: false,
-            keep_alive: 0,
-            client_id: name,
-            user_name: None,
-            password: None,
-            will: None,
-            properties,
-        };
+        let fresh = Connect::new(Version::V5, name);
+        let connect = Connect { clean_start: false, properties, ..fresh };
         let (to_broker, to_client) = (VecDeque::new(), Vec::new());
         let client = &mut self.clients[index];
         client.wire = Some(Wire { shard, conn, to_broker, to_client, held: false });

@@ -201,17 +201,8 @@ impl World {
             receive_maximum: Some(3),
             ..ConnectProperties::default()
         };
-        let connect = Connect {
-            version: Version::V5,
-            bridge: false,
-            clean_start: false,
-            keep_alive: 0,
-            client_id: "observer",
-            user_name: None,
-            password: None,
-            will: None,
-            properties,
-        };
+        let fresh = Connect::new(Version::V5, "observer");
+        let connect = Connect { clean_start: false, properties, ..fresh };
         self.send(1, &Packet::Connect(connect));
         let options = SubscriptionOptions::new(QoS::ExactlyOnce);
         let filters = [SubscribeFilter { filter: "#", options }];

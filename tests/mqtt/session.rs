@@ -7,35 +7,13 @@ use noctule::codec::mqtt::{
 };
 
 use super::notation::packet;
-use super::support::packets::{connect, lasting as session, publish};
-use super::support::{Broker, Wire, on_all, on_all_at_once};
+use super::support::packets::{
+    begin, connect, lasting as session, leave, publish, publisher, resume,
+};
+use super::support::{on_all, on_all_at_once};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 use Version::{V5, V31, V311};
-
-fn resume(broker: &Broker, version: Version, id: &str) -> Wire {
-    let mut wire = broker.connect();
-    // 3.1 cannot say whether a session is there.
-    assert_eq!(wire.handshake(session(version, id)), version != V31);
-    wire
-}
-
-fn begin(broker: &Broker, version: Version, id: &str) -> Wire {
-    let mut wire = broker.connect();
-    assert!(!wire.handshake(session(version, id)));
-    wire
-}
-
-fn leave(mut wire: Wire) {
-    wire.send_hex("e0 00");
-    wire.expect_closed();
-}
-
-fn publisher(broker: &Broker) -> Wire {
-    let mut wire = broker.connect();
-    wire.handshake(connect(V5, "publisher"));
-    wire
-}
 
 /// Subscriptions outlive the connection, and QoS 1 and 2 messages wait, each QoS in order; they are
 /// new to the client, so without DUP. QoS 0 does not wait.

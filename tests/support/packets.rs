@@ -7,21 +7,12 @@ use noctule::codec::mqtt::{
     Unsubscribe, UnsubscribeFilters, UserProperties, Version, decode,
 };
 
+use super::broker::Broker;
 use super::wire::{Wire, hex};
 
 /// A CONNECT with Clean Start and nothing else; change its fields for more.
 pub fn connect(version: Version, client_id: &str) -> Connect<'_> {
-    Connect {
-        version,
-        clean_start: true,
-        keep_alive: 60,
-        client_id,
-        user_name: None,
-        password: None,
-        will: None,
-        bridge: false,
-        properties: ConnectProperties::default(),
-    }
+    Connect { keep_alive: 60, ..Connect::new(version, client_id) }
 }
 
 /// A CONNECT to a session that outlives its connection, and that an earlier one may have begun.
@@ -30,6 +21,34 @@ pub fn lasting(version: Version, client_id: &str) -> Connect<'_> {
     let properties =
         ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::default() };
     Connect { clean_start: false, properties, ..connect(version, client_id) }
+}
+
+/// Begins a session that lasts.
+pub fn begin(broker: &Broker, version: Version, id: &str) -> Wire {
+    let mut wire = broker.connect();
+    assert!(!wire.handshake(lasting(version, id)));
+    wire
+}
+
+/// Comes back to one.
+pub fn resume(broker: &Broker, version: Version, id: &str) -> Wire {
+    let mut wire = broker.connect();
+    // 3.1 cannot say whether a session is there.
+    assert_eq!(wire.handshake(lasting(version, id)), version != Version::V31);
+    wire
+}
+
+/// Says good-bye; the session stays.
+pub fn leave(mut wire: Wire) {
+    wire.send_hex("e0 00");
+    wire.expect_closed();
+}
+
+/// A client of 5.0 that only publishes.
+pub fn publisher(broker: &Broker) -> Wire {
+    let mut wire = broker.connect();
+    wire.handshake(connect(Version::V5, "publisher"));
+    wire
 }
 
 /// A PUBLISH without properties; its packet id is 1 where it has one.

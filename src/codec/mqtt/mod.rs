@@ -17,6 +17,7 @@ use std::fmt;
 use std::num::NonZeroU16;
 
 pub mod ack;
+pub mod connack;
 pub mod connect;
 pub mod disconnect;
 pub mod error;
@@ -31,9 +32,8 @@ mod wire;
 mod tests;
 
 pub use ack::{Ack, BareAck, SubAck};
-pub use connect::{
-    ConnAck, ConnAckProperties, Connect, ConnectProperties, Will, version_of_connect,
-};
+pub use connack::{ConnAck, ConnAckProperties};
+pub use connect::{Connect, ConnectProperties, Will, version_of_connect};
 pub use disconnect::{Auth, Disconnect};
 pub use error::{Cause, DecodeError};
 pub use properties::{SubscriptionIds, UserProperties};
