@@ -5,7 +5,7 @@ use crate::broker::durable::MessageId;
 use crate::broker::testing::*;
 use crate::broker::{Config, Durability, Level, Record};
 use crate::codec::mqtt::{
-    Ack, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
+    Ack, Connect, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
     SubscriptionOptions, UserProperties, Version,
 };
 
@@ -78,17 +78,24 @@ fn a_late_answer_that_is_too_large_is_counted() {
     }
 }
 
+/// A durable subscriber, and a publisher that has sent "1" at QoS 2 and was cut off before that was
+/// committed.
+fn cut_before_commit(publisher: &Connect<'_>) -> (World, Client) {
+    let mut world = recording(1);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "t", QoS::AtLeastOnce);
+    let (publisher, _) = world.join(publisher);
+    world.commits = false;
+    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
+    world.cut(publisher);
+    (world, subscriber)
+}
+
 /// [MQTT-3.8.3-3]: No Local is by client id, and what waited for its commit knows it when the session
 /// that published it is over and the client has another.
 #[test]
 fn no_local_outlives_the_session_of_the_publisher() {
-    let mut world = recording(1);
-    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
-    world.subscribe(subscriber, "t", QoS::AtLeastOnce);
-    let (publisher, _) = world.join(&hello(Version::V5, "p"));
-    world.commits = false;
-    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
-    world.cut(publisher);
+    let (mut world, subscriber) = cut_before_commit(&hello(Version::V5, "p"));
     let (publisher, _) = world.join(&hello(Version::V5, "p"));
     let options =
         SubscriptionOptions { no_local: true, ..SubscriptionOptions::new(QoS::AtLeastOnce) };
@@ -103,13 +110,7 @@ fn no_local_outlives_the_session_of_the_publisher() {
 /// one is parked again, and published once.
 #[test]
 fn a_parked_answer_belongs_to_its_connection() {
-    let mut world = recording(1);
-    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
-    world.subscribe(subscriber, "t", QoS::AtLeastOnce);
-    let (publisher, _) = world.join(&stay(Version::V5, "p"));
-    world.commits = false;
-    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
-    world.cut(publisher);
+    let (mut world, subscriber) = cut_before_commit(&stay(Version::V5, "p"));
     // CONNACK waits for what the session has said (H5).
     let publisher = world.connect(&stay(Version::V5, "p"));
     assert!(world.take(publisher).is_empty());

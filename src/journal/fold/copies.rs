@@ -2,6 +2,7 @@
 //! freed (SHARDS.md J10).
 #![forbid(unsafe_code)]
 
+use super::sessions::Session;
 use super::{At, Fold, put_receivers};
 use crate::journal::record::{Assign, Entry, Publish, Receivers};
 use crate::journal::wire::Numbers;
@@ -19,8 +20,7 @@ impl Fold {
         match entry {
             Entry::Publish(publish) => self.copy_message(at, publish, now_ms, write),
             Entry::Session { client_id, .. } => {
-                let slot = self.clients.get(*client_id);
-                if let Some(session) = slot.map(|slot| &self.sessions[*slot as usize])
+                if let Some(session) = self.session_of(client_id)
                     && session.at == at
                 {
                     write(&Entry::Session {
@@ -47,8 +47,8 @@ impl Fold {
                 }
             }
             Entry::WillSet(will) => {
-                let slot = self.clients.get(will.client_id);
-                if slot.is_some_and(|slot| self.sessions[*slot as usize].will == Some(at)) {
+                let session = self.session_of(will.client_id);
+                if session.is_some_and(|session| session.will == Some(at)) {
                     write(entry);
                 }
             }
@@ -105,6 +105,10 @@ impl Fold {
         }));
     }
 
+    fn session_of(&self, client_id: &str) -> Option<&Session> {
+        self.clients.get(client_id).map(|slot| &self.sessions[*slot as usize])
+    }
+
     fn copy_packet_id(
         &self,
         at: At,
@@ -112,8 +116,8 @@ impl Fold {
         packet_id: u16,
         write: &mut dyn FnMut(&Entry<'_>),
     ) {
-        let Some(slot) = self.clients.get(client_id) else { return };
-        match self.sessions[*slot as usize].unreleased.get(&packet_id) {
+        let Some(session) = self.session_of(client_id) else { return };
+        match session.unreleased.get(&packet_id) {
             Some((message, held)) if *held == at => {
                 write(&Entry::Unreleased { client_id, packet_id, message: *message });
             }
@@ -128,11 +132,9 @@ impl Fold {
         packet_id: u16,
         write: &mut dyn FnMut(&Entry<'_>),
     ) {
-        let Some(slot) = self.clients.get(client_id) else { return };
-        let exchanges = &self.sessions[*slot as usize].exchanges;
-        let Some(exchange) =
-            exchanges.get(&packet_id).filter(|e| e.at == at || e.received_at == Some(at))
-        else {
+        let Some(session) = self.session_of(client_id) else { return };
+        let exchange = session.exchanges.get(&packet_id);
+        let Some(exchange) = exchange.filter(|e| e.at == at || e.received_at == Some(at)) else {
             return;
         };
         let mut ids = Vec::new();
