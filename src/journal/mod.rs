@@ -2,8 +2,9 @@
 //!
 //! [`record`] is what stands on disk, [`segment`] the files, [`log`] what is written next and what
 //! is committed, [`fold`] the durable state that the log amounts to, `reclaim` how segments become
-//! free, [`read`] how messages that queues have left to it come back, [`recover`] what a start makes of it all. Nothing here does input or output while the
-//! broker runs: operations are asked for and reported, so that a simulation may do them.
+//! free, [`read`] how messages that queues have left to it come back, [`recover`] what a start makes
+//! of it all. Nothing here does input or output while the broker runs: operations are asked for and
+//! reported, so that a simulation may do them.
 #![forbid(unsafe_code)]
 
 pub mod fold;
@@ -18,24 +19,3 @@ pub mod segment;
 #[cfg(test)]
 mod testing;
 pub mod wire;
-
-use crate::broker::Change;
-
-/// The journal of one shard's changes.
-#[derive(Debug, Default)]
-pub struct Journal {
-    appended: u64,
-}
-
-impl Journal {
-    /// Takes the changes, in order; the number of the last one that is committed, if any were
-    /// taken. Numbers count all changes since the start, from 1.
-    pub fn append(&mut self, changes: &mut Vec<Change>) -> Option<u64> {
-        if changes.is_empty() {
-            return None;
-        }
-        self.appended += changes.len() as u64;
-        changes.clear();
-        Some(self.appended)
-    }
-}

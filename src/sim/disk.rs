@@ -318,12 +318,6 @@ impl Disk {
             .iter()
             .filter_map(|(path, name)| Some((path.as_path(), self.files[name.now?].now.as_slice())))
     }
-
-    /// A file's bytes, to be damaged.
-    pub fn bytes_mut(&mut self, path: &Path) -> Option<&mut Vec<u8>> {
-        let inode = self.names.get(path)?.now?;
-        Some(&mut self.files[inode].now)
-    }
 }
 
 fn error(errno: rustix::io::Errno) -> io::Error {

@@ -332,12 +332,6 @@ impl Network {
         link.server_end.map_or(link.silence, |end| link.silence.max(end.since(link.read_at)))
     }
 
-    /// Whether the client is neither gone nor cut off.
-    pub fn is_sound(&self, link: usize) -> bool {
-        let link = &self.links[link];
-        !link.broken && !link.vanished && !link.client_closed && link.server_end.is_none()
-    }
-
     /// A link on which something is on its way, or waits to be read by anybody.
     pub fn restless(&self) -> Option<usize> {
         self.links.iter().position(|link| {
