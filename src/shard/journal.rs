@@ -174,9 +174,9 @@ impl Log {
 
     /// Only a log on disk has something to read.
     fn ask(&mut self, from: ShardId, reads: impl Iterator<Item = ReadBack>) {
-        if let Self::Disk(log) = self {
+        if let Self::Disk(disk) = self {
             for ReadBack { asker, messages } in reads {
-                log.log.ask(Question { from, asker, messages });
+                disk.log.ask(Question { from, asker, messages });
             }
         }
     }
@@ -184,7 +184,7 @@ impl Log {
     fn take_answers(&mut self) -> Vec<Answer> {
         match self {
             Self::Memory(_) => Vec::new(),
-            Self::Disk(log) => log.log.take_answers(),
+            Self::Disk(disk) => disk.log.take_answers(),
         }
     }
 
@@ -300,8 +300,8 @@ impl Journaling {
 
     /// Nobody reads on.
     pub(super) fn forget_reads(&mut self) {
-        if let Journal::Host(Log::Disk(log)) = &mut self.to {
-            log.log.forget_questions();
+        if let Journal::Host(Log::Disk(disk)) = &mut self.to {
+            disk.log.forget_questions();
         }
     }
 
@@ -378,8 +378,8 @@ impl<B: Backend> Shard<B> {
     fn send_answers(&mut self) {
         let Journal::Host(log) = &mut self.journaling.to else { return };
         let answers = log.take_answers();
-        if let Log::Disk(log) = log
-            && let Some(what) = log.log.take_unreadable()
+        if let Log::Disk(disk) = log
+            && let Some(what) = disk.log.take_unreadable()
         {
             tracing::error!("{what}");
         }
