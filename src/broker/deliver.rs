@@ -1,8 +1,8 @@
 //! A publication towards one subscriber: into its outbox, or into its queue.
 //!
 //! [`to_session`] is the routing half's way in. A publication is encoded once per variant (see
-//! [`variant`](super::variant)) and copied into each outbox with the packet id patched; it is stored at most
-//! once, however many sessions have to keep it. What a session has stored goes out by `pump`.
+//! [`variant`](super::variant)) and copied into each outbox with the packet id patched; it is stored
+//! at most once, however many sessions have to keep it. What a session has stored goes out by `pump`.
 //!
 //! Invariant: a message that is dropped (too large, expired, no room) takes no packet id, no slot of
 //! the window and no Topic Alias, and is counted.

@@ -549,7 +549,7 @@ impl Log {
             FileOp::Read { file, offset, buf } if self.is_read_back(file, offset, buf.len()) => {
                 self.on_read_back((file, offset), buf, done.result);
             }
-            FileOp::Read { file, buf, .. } => self.on_read(file, buf, done.result),
+            FileOp::Read { buf, .. } => self.on_read(buf, done.result),
             FileOp::Remove { .. } => {
                 self.counters.segments_removed += u64::from(done.result.is_ok());
                 self.on_removed();

@@ -187,7 +187,7 @@ impl Log {
         }
     }
 
-    pub(super) fn on_read(&mut self, _file: FileId, buf: BlockBuf, result: io::Result<usize>) {
+    pub(super) fn on_read(&mut self, buf: BlockBuf, result: io::Result<usize>) {
         let cleaner = &mut self.cleaner;
         cleaner.reading = false;
         match result {
