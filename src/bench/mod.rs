@@ -6,7 +6,8 @@
 //! [`Client`](crate::client::Client) that the rest of the program uses. `pace` says when a client
 //! may act, `state` what its events change, [`record`] keeps account of what came, [`process`] of
 //! what it cost; [`run`] is the folder that a run leaves behind, [`report`] what the user reads.
-//! [`compare`] sets runs side by side. [`sink`] is a peer that only counts, to show the generator's own ceiling.
+//! [`compare`] sets runs side by side. [`sink`] is a peer that only counts, to show the generator's
+//! own ceiling.
 //!
 //! A run is bounded in time by its plan and the bounds in [`limits`](crate::limits), whatever the
 //! broker does: connecting, the run itself, the drain, the end.

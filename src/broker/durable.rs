@@ -2,8 +2,8 @@
 //! `Broker::restore` takes it.
 //!
 //! Plain data that may cross threads. A message stands in it once, however many sessions hold it;
-//! holders name it by its place in [`DurableState::messages`]. Times are wall time, in milliseconds since the Unix epoch: the monotonic clock of the
-//! process that wrote them is gone.
+//! holders name it by its place in [`DurableState::messages`]. Times are wall time, in milliseconds
+//! since the Unix epoch: the monotonic clock of the process that wrote them is gone.
 //!
 //! What the fold owes to whom (SHARDS.md J6, J7, J9), in terms of [`Record`](super::change::Record):
 //! - A PUB owes its message to each session that exists with an expiry above zero and has a plain
