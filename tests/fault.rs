@@ -483,7 +483,7 @@ fn what_a_failing_disk_has_taken_stays() {
 }
 
 fn failing_disk(combination: Combination, seed: u64) {
-    let plan = format!("{seed}:slow-files,file-errors");
+    let plan = format!("{seed}:slow-files,file-errors,file-lies");
     println!("on {combination}, faults {plan}");
     let start = || build(combination).arg("--durability").arg("power");
     let broker = start().faults(plan).start();
@@ -537,7 +537,7 @@ fn failing_disk(combination: Combination, seed: u64) {
         }
     }
     println!("{} taken, {refused} refused", taken.len());
-    assert_struck(&broker, &["slow-files"]);
+    assert_struck(&broker, &["slow-files", "file-errors", "file-lies"]);
     assert!(!taken.is_empty(), "the disk has taken something");
     let data = broker.data();
     broker.kill();

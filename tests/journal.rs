@@ -270,6 +270,32 @@ fn the_disk_is_used_again() {
     assert_eq!(found.state.last_sequence, 5000);
 }
 
+/// Segments grow by being filled, and not by being left for another reason.
+#[test]
+fn segments_grow_with_what_is_written() {
+    let data = tempfile::tempdir().expect("the test's own set-up");
+    let folder = data.path().join("journal");
+    let largest = || {
+        let files = std::fs::read_dir(&folder).expect("the journal's folder");
+        files.map(|file| file.expect("a file").metadata().expect("its size").len()).max()
+    };
+    let open = || {
+        let options = Options { segment_bytes_max: 1024 * 1024, ..options(&folder) };
+        let Recovered { log, .. } = recover::open(options, 1).expect("the test's own set-up");
+        Host { log, files: HashMap::new(), number: 0 }
+    };
+    for start in 0..8 {
+        open().commit(&[publish(start + 1)]);
+    }
+    assert_eq!(largest(), Some(64 * 1024));
+    let mut host = open();
+    host.commit(&session("c"));
+    for sequence in 100..200 {
+        host.commit(&[publish(sequence)]);
+    }
+    assert!(largest() >= Some(128 * 1024), "{:?}", largest());
+}
+
 /// A segment of version 1, written down when that was new: what follows it reads it.
 const HEADER_1: &str = "4e 4f 43 54 4a 52 4e 4c 01 00 00 00 8c 4f f1 02 01 00 00 00 00 00 00 00 07 00 00 00 00 00 00 00 \
      00 68 e5 cf 8b 01 00 00 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 01 00 00 00 00 00 00 00";

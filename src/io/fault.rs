@@ -76,9 +76,9 @@ kinds! {
     /// A socket that cannot be registered.
     RegisterErrors = "register-errors", false, 50;
     /// An operation on a file fails, and nothing of it is done.
-    FileErrors = "file-errors", false, 30;
+    FileErrors = "file-errors", false, 60;
     /// One fails, and is done all the same.
-    FileLies = "file-lies", false, 30;
+    FileLies = "file-lies", false, 60;
 }
 
 const KIND_COUNT: usize = KINDS.len();

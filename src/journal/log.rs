@@ -180,6 +180,9 @@ pub struct Log {
     /// The last is being filled unless it is sealed.
     pub(super) segments: VecDeque<Segment>,
     is_sealed: bool,
+    /// Size of the next segment: twice that of the largest that was filled. One that was left for
+    /// another reason (a restart, a failed write) says nothing of how much there is to write.
+    segment_bytes: u64,
     last_segment: u64,
     pub(super) preparing: Preparing,
     pub(super) cleaner: Cleaner,
@@ -212,6 +215,7 @@ impl Log {
             spare_buf: BlockBuf::default(),
             committed: vec![0; SHARDS_MAX],
             last_committed: resume.last_commit,
+            segment_bytes: resume.segments.last().map_or(0, |segment| segment.bytes),
             segments: resume.segments.into(),
             // It goes on in a segment of its own: behind the last commit may stand what was torn.
             is_sealed: true,
@@ -526,8 +530,7 @@ impl Log {
             Flight::Ready(commit) => BLOCK as u64 + commit.span(),
             _ => 0,
         };
-        let last = self.segments.back().map_or(0, |segment| segment.bytes);
-        (last * 2)
+        self.segment_bytes
             .clamp(self.options.segment_bytes_first, self.options.segment_bytes_max)
             .max(needed)
     }

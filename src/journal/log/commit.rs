@@ -114,6 +114,9 @@ impl Log {
         let Flight::Ready(commit) = &self.flight else { return false };
         let needed = BLOCK as u64 + commit.span();
         let Some((file, bytes)) = self.preparing.take_spare(needed) else { return false };
+        if let Some(full) = self.segments.back().filter(|_| !self.is_sealed) {
+            self.segment_bytes = self.segment_bytes.max(full.bytes * 2);
+        }
         self.last_segment += 1;
         self.segments.push_back(Segment {
             sequence: self.last_segment,
