@@ -40,7 +40,7 @@ pub const VARIABLE: &str = "NOCTULE_TEST_FAULTS";
 const OWN_BUFFERS: u32 = 1 << 31;
 /// How long a completion is held, at most; now and then ten times that.
 const DELAY_MAX: Duration = Duration::from_millis(3);
-/// A connection that breaks does so within 2 to the power of 4 up to one less than 4 more than this.
+/// A connection that breaks does so within 2^4 bytes, or 2^5, and so on: so many powers of two.
 const FATE_BITS: usize = 12;
 /// Pieces of one buffer, and the rest.
 const PIECES_MAX: usize = 64;
@@ -652,14 +652,11 @@ impl<B: Backend> Backend for Fault<B> {
     }
 
     fn bytes(&self, buf: &RecvBuf) -> &[u8] {
-        match buf.index().checked_sub(OWN_BUFFERS as usize) {
-            Some(index) => self.own[index].as_deref().expect("invariant: a buffer that is out"),
-            None => self.inner.bytes(buf),
-        }
+        self.own[own_index(buf)].as_deref().expect("invariant: a buffer that is out")
     }
 
     fn release(&mut self, buf: RecvBuf) {
-        let index = buf.index() - OWN_BUFFERS as usize;
+        let index = own_index(&buf);
         let bytes = self.own[index].take();
         assert!(bytes.is_some(), "invariant: only a buffer that is out is released");
         self.free.push(index as u32);
@@ -684,6 +681,11 @@ impl<B: Backend> Backend for Fault<B> {
     fn counters(&self) -> IoCounters {
         self.inner.counters()
     }
+}
+
+/// Which of our own buffers: those of the backend inside are copied, and never come out.
+fn own_index(buf: &RecvBuf) -> usize {
+    buf.index().checked_sub(OWN_BUFFERS as usize).expect("invariant: all that come out are ours")
 }
 
 #[cfg(test)]

@@ -286,7 +286,6 @@ impl<B: Backend> Shard<B> {
             Completion::Accepted { listener, socket } => self.on_accepted(listener, socket),
             Completion::RecvEnded { conn, reason } => self.on_receive_ended(conn, &reason),
             Completion::Closed { conn } => self.on_closed(conn),
-            // Nothing here asks for any yet.
             Completion::File(done) => self.journaling.on_done(*done),
             Completion::AcceptFailed { error, .. } => {
                 self.counters.accept_errors += 1;

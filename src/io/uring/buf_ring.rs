@@ -6,8 +6,9 @@
 //! is always written field by field.
 //!
 //! Invariants:
-//! - *owner*: `held[i]` says that buffer `i` is the application's: it came in a completion and has
-//!   not been recycled. Only then is its memory read here; otherwise it is the kernel's to write.
+//! - *owner*: buffer `i` is the application's (`held[i]`: it came in a completion and was not released
+//!   since), or nobody's (it stands in `free`), or in the ring, and the kernel's to write. Only what is
+//!   held is read here.
 //! - *room*: a buffer stands in the ring at most once, so the ring of as many entries as there are
 //!   buffers never overflows.
 //!
@@ -54,7 +55,7 @@ const DEPTH_MIN: usize = 64;
 const PEAK_ROUNDS: u32 = 4096;
 
 impl BufRing {
-    /// Memory for `size`, registered with the ring of `submitter`, all of it the kernel's.
+    /// Memory for `size`, registered with the ring of `submitter`; the ring begins with a few of them.
     ///
     /// # Safety
     /// The result must stay alive (or be [leaked](BufRing::leak)) until the ring is gone or has no
@@ -105,7 +106,7 @@ impl BufRing {
     }
 
     /// The kernel has used buffer `id` for something that nobody wants.
-    pub(super) fn give_straight_back(&mut self, id: u16) {
+    pub(super) fn discard(&mut self, id: u16) {
         self.take(id);
         self.give_back(usize::from(id));
     }

@@ -234,6 +234,7 @@ impl Uring {
     /// over, or goes on as a send that is not quiet. `submitted` says whether the entry took all.
     fn finish_quiet_sends(&mut self, submitted: bool, completions: &mut Vec<Completion>) {
         if self.quiet_sends.is_empty() {
+            self.quiet_awaited = false;
             return;
         }
         if !submitted || !self.ring.has_heard_all() {
@@ -353,7 +354,7 @@ impl Uring {
         }) else {
             self.counters.stale += 1;
             if let Some(id) = buffer {
-                self.buffers.give_straight_back(id);
+                self.buffers.discard(id);
             }
             return;
         };
@@ -363,7 +364,7 @@ impl Uring {
         }
         if state.closing {
             if let Some(id) = buffer {
-                self.buffers.give_straight_back(id);
+                self.buffers.discard(id);
             }
             self.close_if_idle(conn, completions);
             return;
@@ -379,7 +380,7 @@ impl Uring {
                 let buf = self.buffers.hand_out(id, n);
                 completions.push(Completion::Received { conn, buf });
             }
-            (Some(id), _) => self.buffers.give_straight_back(id),
+            (Some(id), _) => self.buffers.discard(id),
             (None, _) => {}
         }
         if ended {
@@ -496,12 +497,12 @@ impl Uring {
         self.push(Op::cancel(Token::conn(kind, conn), Token::conn(own, conn)));
     }
 
-    /// Whether there is something to do before the kernel has anything to say.
-    /// The kernel has nothing of ours to write to or to read from.
-    fn is_quiet(&self) -> bool {
+    /// The kernel has no memory of ours to write to or to read from.
+    fn has_left_the_kernel(&self) -> bool {
         self.conns.is_empty() && self.file_ops.is_empty()
     }
 
+    /// Whether there is something to do before the kernel has anything to say.
     fn must_not_wait(&self) -> bool {
         let can_feed = !self.starved.is_empty() && self.buffers.available() > 0;
         can_feed || self.ring.has_more() || (self.quiet_awaited && !self.quiet_sends.is_empty())
@@ -754,13 +755,13 @@ impl Drop for Uring {
         }
         let patience = clock::now() + DROP_PATIENCE;
         let mut ignored = Vec::new();
-        while !self.is_quiet() && clock::now() < patience {
+        while !self.has_left_the_kernel() && clock::now() < patience {
             if self.poll(Wait::Until(patience), &mut ignored).is_err() {
                 break;
             }
             ignored.clear();
         }
-        if self.is_quiet() {
+        if self.has_left_the_kernel() {
             let _ = self.ring.submitter().unregister_buf_ring(ops::BUFFER_GROUP);
         } else {
             std::mem::forget(std::mem::take(&mut self.sends));
