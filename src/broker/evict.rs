@@ -11,8 +11,12 @@
 //! go of a message that stands in a queue: it has expired, or a subscription has ended that it was
 //! owed by. Then it is dropped, and counted; so is one whose record cannot be read.
 //!
+//! What a session had of a group when it ended is read back to be moved (SHARDS.md S4): see
+//! [`moving`](super::moving).
+//!
 //! Owns who has something to evict, and what is asked. Invariants: a queue has one question open at
-//! most, and a shard [`READS_OPEN_MAX`] (SHARDS.md L4); evicting and asking wait for nobody.
+//! most, and the queues of a shard [`READS_OPEN_MAX`] (SHARDS.md L4), besides the one of what moves;
+//! evicting and asking wait for nobody.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -25,9 +29,10 @@ use crate::limits::{
 
 use super::Broker;
 use super::Config;
+use super::Stats;
 use super::alias::TopicId;
 use super::conn::State;
-use super::message::{MessageId, Messages, NewMessage, Payload};
+use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload};
 use super::session::{Session, SessionKey};
 
 /// A question to the journal: messages of one queue, in its order.
@@ -39,15 +44,26 @@ pub struct ReadBack {
     pub messages: Vec<MessageId>,
 }
 
-/// Names a queue of the shard that asks.
+/// Who asks, of the shard that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker(SessionKey);
+pub struct Asker(Whose);
 
-#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The queue of this session.
+    Queue(SessionKey),
+    /// What is to move to other members of its groups.
+    Moves,
+}
+
 impl Asker {
+    /// Messages that are to move.
+    pub(super) const MOVES: Self = Self(Whose::Moves);
+
     /// Of a question that no broker has asked.
+    #[cfg(test)]
     pub(crate) fn nobody() -> Self {
-        Self(SessionKey::NONE)
+        Self::MOVES
     }
 }
 
@@ -206,7 +222,40 @@ pub(crate) fn ask(broker: &mut Broker, now: Time, key: SessionKey) {
     }
     queue.is_asking = true;
     evicting.open += 1;
-    out.reads.push(ReadBack { asker: Asker(key), messages: ids });
+    out.reads.push(ReadBack { asker: Asker(Whose::Queue(key)), messages: ids });
+}
+
+/// What was found is in memory again, with a reference; what was not is counted.
+pub(super) fn insert(
+    messages: &mut Messages,
+    stats: &mut Stats,
+    id: MessageId,
+    found: Found<'_>,
+) -> Option<MessageKey> {
+    match found {
+        Found::Message { topic, forwarded, payload, qos, retain, deadline } => {
+            stats.messages_read_back += 1;
+            Some(messages.insert(NewMessage {
+                topic,
+                forwarded,
+                payload: Payload { bytes: payload, shared: None },
+                qos,
+                retain,
+                deadline,
+                id: Some(id),
+                topic_id: TopicId::NONE,
+                publisher: None,
+            }))
+        }
+        Found::Gone => {
+            stats.dropped_not_owed += 1;
+            None
+        }
+        Found::Unreadable => {
+            stats.dropped_unreadable += 1;
+            None
+        }
+    }
 }
 
 impl Broker {
@@ -215,7 +264,19 @@ impl Broker {
     pub fn handle_read_back<'a>(
         &mut self,
         now: Time,
-        Asker(key): Asker,
+        Asker(whose): Asker,
+        answer: impl Iterator<Item = (MessageId, Found<'a>)>,
+    ) {
+        match whose {
+            Whose::Queue(key) => self.fill_queue(now, key, answer),
+            Whose::Moves => self.take_moves(now, answer),
+        }
+    }
+
+    fn fill_queue<'a>(
+        &mut self,
+        now: Time,
+        key: SessionKey,
         answer: impl Iterator<Item = (MessageId, Found<'a>)>,
     ) {
         self.evicting.open -= 1;
@@ -228,30 +289,7 @@ impl Broker {
                 // What has expired meanwhile may have been dropped.
                 let Some(index) = queue.find_evicted(from, id) else { continue };
                 from = index + 1;
-                let key = match found {
-                    Found::Message { topic, forwarded, payload, qos, retain, deadline } => {
-                        stats.messages_read_back += 1;
-                        Some(messages.insert(NewMessage {
-                            topic,
-                            forwarded,
-                            payload: Payload { bytes: payload, shared: None },
-                            qos,
-                            retain,
-                            deadline,
-                            id: Some(id),
-                            topic_id: TopicId::NONE,
-                            publisher: None,
-                        }))
-                    }
-                    Found::Gone => {
-                        stats.dropped_not_owed += 1;
-                        None
-                    }
-                    Found::Unreadable => {
-                        stats.dropped_unreadable += 1;
-                        None
-                    }
-                };
+                let key = insert(messages, stats, id, found);
                 queue.fill(index, key, messages);
             }
             list(self, key);

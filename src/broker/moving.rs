@@ -3,7 +3,9 @@
 //! When a session ends, what it was picked for and has not answered moves to another member of the
 //! group: QoS 1, and everything that was not sent yet. QoS 2 that was sent never does
 //! [MQTT-4.8.2-5], nor what was answered with an error [MQTT-4.8.2-6], which is finished. The
-//! messages wait here, and a bounded number per tick goes on (L5).
+//! messages wait here, and a bounded number per tick goes on (L5). Those that only the journal has
+//! ([`evict`](super::evict)) are read back first; what waits for that costs the memory budget what it
+//! cost in its queue, and nobody waits for it.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -12,7 +14,8 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::limits::{DEFERRED_PER_TICK, MOVES_MAX};
 
-use super::message::MessageKey;
+use super::evict::{self, Asker, Found, ReadBack};
+use super::message::{MessageId, MessageKey};
 use super::queue::{Body, Left, Queued};
 use super::session::Session;
 use super::shared_sub::Chosen;
@@ -22,6 +25,10 @@ use super::{Broker, Wait, route};
 #[derive(Debug, Default)]
 pub(crate) struct Moves {
     waiting: VecDeque<(Chosen, MessageKey)>,
+    /// Messages that are to be read back and then move.
+    evicted: VecDeque<(Chosen, MessageId)>,
+    /// The first of those were asked for.
+    is_asking: bool,
     /// Moved since the tick began.
     moved: usize,
     /// The first waits for a lane.
@@ -36,7 +43,12 @@ impl Moves {
 
     /// Whether some can go on in the next tick.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.waiting.is_empty() && !self.blocked
+        !self.waiting.is_empty() && !self.blocked || self.may_ask()
+    }
+
+    /// Whether it is time to read some back: what is ready moves in one tick.
+    fn may_ask(&self) -> bool {
+        !self.is_asking && !self.evicted.is_empty() && self.waiting.len() < DEFERRED_PER_TICK
     }
 
     /// Whether what would end further sessions has to wait.
@@ -60,12 +72,11 @@ impl Broker {
                 (Some(group), Body::Held(message)) if !was_sent || qos == QoS::AtLeastOnce => {
                     self.moves.waiting.push_back((group, message));
                 }
-                // What is evicted ends with the session that it was picked for.
+                (Some(group), Body::Evicted(id)) => self.moves.evicted.push_back((group, id)),
                 _ => {
-                    let is_held = matches!(body, Body::Held(_));
                     let id = body.release(&mut self.messages);
                     // Without this the journal would give it to another member (SHARDS.md J9).
-                    if let (Some(group), Some(id), true) = (group, id, is_held) {
+                    if let (Some(group), Some(id)) = (group, id) {
                         self.record_group_end(group, id);
                     }
                     self.stats.dropped_session_ended += 1;
@@ -78,6 +89,7 @@ impl Broker {
     pub(crate) fn run_moves(&mut self, now: Time) {
         self.moves.blocked = false;
         let were_full = self.moves.is_full();
+        self.ask_for_moves();
         while self.moves.moved < DEFERRED_PER_TICK {
             let Some(&(group, key)) = self.moves.waiting.front() else { break };
             if route::may_publish(self, self.messages.get(key).topic(), false) == Err(Wait) {
@@ -91,6 +103,35 @@ impl Broker {
         if were_full && !self.moves.is_full() {
             self.conns.resume_waiting(now, &mut self.out.resume);
         }
+    }
+
+    fn ask_for_moves(&mut self) {
+        if self.ending.has_begun() || !self.moves.may_ask() {
+            return;
+        }
+        let first = self.moves.evicted.iter().take(DEFERRED_PER_TICK);
+        let messages = first.map(|(_, id)| *id).collect();
+        self.moves.is_asking = true;
+        self.out.reads.push(ReadBack { asker: Asker::MOVES, messages });
+    }
+
+    /// The journal's answer for the first that were evicted, or for the first of those.
+    pub(super) fn take_moves<'a>(
+        &mut self,
+        now: Time,
+        answer: impl Iterator<Item = (MessageId, Found<'a>)>,
+    ) {
+        self.moves.is_asking = false;
+        for (id, found) in answer {
+            let first = self.moves.evicted.pop_front().filter(|(_, first)| *first == id);
+            let (group, _) = first.expect("invariant: as they were asked for");
+            self.messages.forget_evicted();
+            match evict::insert(&mut self.messages, &mut self.stats, id, found) {
+                Some(key) => self.moves.waiting.push_back((group, key)),
+                None => self.record_group_end(group, id),
+            }
+        }
+        self.run_moves(now);
     }
 
     fn move_one(&mut self, now: Time, group: Chosen, key: MessageKey) {

@@ -26,12 +26,6 @@ pub(crate) struct SessionKey {
     generation: u32,
 }
 
-#[cfg(test)]
-impl SessionKey {
-    /// Of no session.
-    pub(crate) const NONE: Self = Self { index: u32::MAX, generation: 0 };
-}
-
 /// "For ever" as a Session Expiry Interval.
 pub(crate) const NEVER: u32 = u32::MAX;
 

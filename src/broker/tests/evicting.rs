@@ -5,8 +5,10 @@ use crate::broker::durable::MessageId;
 use crate::broker::evict::Found;
 use crate::broker::testing::*;
 use crate::broker::{Config, Record};
-use crate::codec::mqtt::{Ack, Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Version};
-use crate::limits::READS_OPEN_MAX;
+use crate::codec::mqtt::{
+    Ack, Connect, Packet, Publish, QoS, ReasonCode, SubscriptionOptions, Version,
+};
+use crate::limits::{DEFERRED_PER_TICK, READS_OPEN_MAX};
 
 use QoS::{AtLeastOnce, AtMostOnce, ExactlyOnce};
 
@@ -266,4 +268,42 @@ fn questions_are_bounded() {
     }
     assert!(world.take(anew).is_empty());
     assert_eq!(world.brokers[0].message_bytes(), 0);
+}
+
+/// SHARDS.md S4: what a session had of a group when it ended moves to another member, from the disk
+/// as well, a piece at a time; of what cannot be read the journal hears that the group is done with it.
+#[test]
+fn what_a_group_has_on_disk_moves() {
+    const COUNT: u32 = 3 * DEFERRED_PER_TICK as u32;
+    for says in [Says::All, Says::GoneAt(7), Says::UnreadableAt(7)] {
+        let mut world = evicting(small());
+        let (member, _) = world.join(&stay(Version::V5, "a"));
+        world.subscribe(member, "$share/g/t", AtLeastOnce);
+        world.cut(member);
+        publish_some(&mut world, 0..COUNT, AtLeastOnce);
+        assert!(world.brokers[0].messages_evicted() > 2 * DEFERRED_PER_TICK);
+        let (other, _) = world.join(&stay(Version::V5, "b"));
+        world.subscribe(other, "$share/g/t", AtLeastOnce);
+        assert!(world.take_payloads(other).is_empty());
+        world.join(&Connect { clean_start: true, ..stay(Version::V5, "a") });
+        let mut got = Vec::new();
+        loop {
+            world.advance(1);
+            assert!(world.reads.len() <= 1);
+            let some = drain(&mut world, other, says);
+            if some.is_empty() && world.reads.is_empty() {
+                break;
+            }
+            got.extend(some);
+        }
+        got.sort_unstable_by_key(|number| number.parse::<u32>().unwrap());
+        let mut expected = numbers(0..COUNT);
+        if !matches!(says, Says::All) {
+            expected.remove(7);
+        }
+        assert_eq!(got, expected);
+        assert_eq!(world.brokers[0].message_bytes(), 0);
+        let ended = |record: &&Record| matches!(record, Record::GroupAck { .. });
+        assert_eq!(world.records.iter().filter(ended).count(), COUNT as usize);
+    }
 }
