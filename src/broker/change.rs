@@ -10,7 +10,7 @@
 //! With `record_changes` off, nothing is recorded, and nothing is ever parked.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -201,6 +201,8 @@ pub(crate) enum Parked {
     PubRel { session: SessionKey, packet_id: PacketId },
     /// CONNACK and what follows it (H5).
     ConnAck,
+    /// Nothing: a connection stands behind what an earlier one of its client waits for.
+    Behind,
     /// A packet that is encoded already, in the version of its connection: SUBACK, UNSUBACK; then
     /// the connection is parsed on.
     Encoded(Box<[u8]>),
@@ -209,7 +211,7 @@ pub(crate) enum Parked {
 impl Parked {
     /// Whether it is one of the answers that leave in the order of their PUBLISHes.
     fn is_ordered(&self) -> bool {
-        matches!(self, Self::PubAck(..) | Self::PubRec(..) | Self::Forward { .. })
+        matches!(self, Self::PubAck(..) | Self::PubRec(..) | Self::Forward { .. } | Self::Behind)
     }
 }
 
@@ -233,6 +235,11 @@ pub(crate) struct Changes {
     seen: Vec<u64>,
     /// Ascending by number.
     parked: VecDeque<(u64, ConnId, Parked)>,
+    /// How many have left `parked`, ever.
+    unparked: u64,
+    /// Clients that had something in `parked` when their connection ended, and how many will have
+    /// left it then.
+    behind: BTreeMap<Rc<str>, u64>,
     /// Payload bytes of all changes so far, and of those that are committed.
     bytes: u64,
     committed_bytes: u64,
@@ -252,6 +259,8 @@ impl Changes {
             sequence: 0,
             seen: vec![0; shards],
             parked: VecDeque::new(),
+            unparked: 0,
+            behind: BTreeMap::new(),
             bytes: 0,
             committed_bytes: 0,
             marks: VecDeque::new(),
@@ -374,12 +383,43 @@ impl Changes {
         self.parked.push_back((change, conn, parked));
     }
 
+    /// The connection of a client ends, and answers of it are parked: what it has published at QoS 2
+    /// may be among them.
+    pub(crate) fn leave_parked(&mut self, client_id: Rc<str>) {
+        let Self { behind, unparked, parked, .. } = self;
+        behind.insert(client_id, *unparked + parked.len() as u64);
+        // Each has one at least among what is parked, or is over.
+        if behind.len() > 2 * parked.len() {
+            behind.retain(|_, through| *through > *unparked);
+        }
+    }
+
+    /// A client has come again: if something of an earlier connection is parked, this one's answers,
+    /// and what it publishes at QoS 2, go behind that (SHARDS.md H7). Whether it is so.
+    fn park_behind(&mut self, conn: ConnId, client_id: &str) -> bool {
+        let is_behind = match self.behind.remove(client_id) {
+            Some(through) => through > self.unparked,
+            None => false,
+        };
+        if is_behind {
+            self.park(0, conn, Parked::Behind);
+        }
+        is_behind
+    }
+
     fn front(&self) -> Option<&Parked> {
         self.parked.front().filter(|(c, _, _)| *c <= self.committed).map(|(_, _, parked)| parked)
     }
 }
 
 impl Broker {
+    /// A connection has its session, and nothing of that is to be recorded.
+    pub(crate) fn stand_behind_earlier(&mut self, conn: ConnId, client_id: &str) {
+        if let Some(state) = self.conns.get_mut(conn) {
+            state.parked += u32::from(self.changes.park_behind(conn, client_id));
+        }
+    }
+
     /// Answers a PUBLISH: at once, unless `change` or an earlier answer of this connection is
     /// awaited (SHARDS.md H7).
     #[inline]
@@ -412,6 +452,7 @@ impl Broker {
                 return;
             }
             let Some((_, conn, parked)) = self.changes.parked.pop_front() else { return };
+            self.changes.unparked += 1;
             if parked.is_ordered()
                 && let Some(state) = self.conns.get_mut(conn)
             {

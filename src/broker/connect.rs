@@ -264,6 +264,9 @@ impl Broker {
         connecting.session_present = existing.is_some();
         let key = existing.unwrap_or_else(|| self.begin_session(id, &connecting.client_id));
         self.attach(id, key, &mut connecting);
+        if self.changes.last() == changes {
+            self.stand_behind_earlier(id, &connecting.client_id);
+        }
         if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
             cold.connecting = Some(connecting);
         }

@@ -127,7 +127,7 @@ impl Broker {
         if conn.state == State::Closing {
             return;
         }
-        let session = conn.session.take();
+        let (session, has_parked) = (conn.session.take(), conn.parked > 0);
         if let Some(timer) = conn.keep_alive_timer.take() {
             self.timers.cancel(timer);
         }
@@ -140,6 +140,7 @@ impl Broker {
         self.conns.set_state(id, State::Closing);
         self.out.close.push(id);
         if let Some(key) = session {
+            self.leave_parked(key, has_parked);
             self.detach(now, key, leaving);
         }
     }
@@ -150,7 +151,7 @@ impl Broker {
             self.log_end(id, "the network", &how.as_str());
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let session = conn.session.take();
+        let (session, has_parked) = (conn.session.take(), conn.parked > 0);
         self.stats.connections_closed += 1;
         self.give_up_exchange(id);
         if let Some(timer) = self.conns.free(id) {
@@ -160,7 +161,14 @@ impl Broker {
             if how != Disconnection::Closed {
                 self.stats.disconnects_lost += 1;
             }
+            self.leave_parked(key, has_parked);
             self.detach(now, key, Leaving::Lost);
+        }
+    }
+
+    fn leave_parked(&mut self, key: SessionKey, has_parked: bool) {
+        if has_parked && let Some(session) = self.sessions.get(key) {
+            self.changes.leave_parked(session.client_id.clone());
         }
     }
 

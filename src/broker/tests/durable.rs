@@ -5,8 +5,8 @@ use crate::broker::durable::MessageId;
 use crate::broker::testing::*;
 use crate::broker::{Config, Durability, Level, Record};
 use crate::codec::mqtt::{
-    Ack, Connect, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter, SubscribeFilters,
-    SubscriptionOptions, UserProperties, Version,
+    Ack, Connect, Disconnect, Packet, Publish, QoS, ReasonCode, Subscribe, SubscribeFilter,
+    SubscribeFilters, SubscriptionOptions, UserProperties, Version,
 };
 
 fn recording(shards: usize) -> World {
@@ -55,6 +55,37 @@ fn answers_wait_for_their_commit_in_order() {
     assert_eq!(world.take(publisher), expected);
     assert_eq!(world.take_payloads(subscriber), ["2"]);
     assert_eq!(world.take_payloads(plain), ["3"]);
+}
+
+/// [MQTT-4.6.0-5], SHARDS.md H7: what a client's earlier connection has published and waits for its
+/// record is not overtaken by what its next one publishes for nobody durable. No other client waits.
+#[test]
+fn a_client_that_comes_again_does_not_overtake_itself() {
+    let mut world = recording(1);
+    let (durable, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(durable, "t", QoS::AtLeastOnce);
+    let (plain, _) = world.join(&hello(Version::V5, "plain"));
+    world.subscribe(plain, "t", QoS::AtLeastOnce);
+    let (other, _) = world.join(&hello(Version::V5, "other"));
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.commits = false;
+    world.publish(publisher, "t", "1", QoS::ExactlyOnce, 1);
+    let mut end = Disconnect::new(ReasonCode::SUCCESS);
+    end.session_expiry_interval = Some(0);
+    world.send(durable, &Packet::Disconnect(end));
+    world.send(publisher, &Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS)));
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.publish(publisher, "t", "2", QoS::ExactlyOnce, 1);
+    world.publish(other, "t", "3", QoS::ExactlyOnce, 1);
+    assert_eq!(world.take_payloads(plain), ["3"]);
+    commit(&mut world);
+    assert_eq!(world.take_payloads(plain), ["1", "2"]);
+    assert_eq!(world.take(publisher), [Got::PubRec(1, ReasonCode::SUCCESS)]);
+    // All of it is over: the next one waits for nobody.
+    world.cut(publisher);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    world.publish(publisher, "t", "4", QoS::ExactlyOnce, 1);
+    assert_eq!(world.take_payloads(plain), ["4"]);
 }
 
 /// [MQTT-3.1.2-24]: an answer that waited and is too large is dropped, and counted as any other.
