@@ -29,9 +29,6 @@ pub struct Flags {
     /// What not to switch on, by the names that the table shows
     #[arg(long, value_delimiter = ',', value_name = "KIND")]
     without: Vec<String>,
-    /// Leave queues to the journal alone; the oracle does not know all that this allows yet
-    #[arg(long)]
-    evict: bool,
     /// Shrink a seed that fails: fewer steps, fewer kinds of fault
     #[arg(long)]
     minimise: bool,
@@ -56,13 +53,8 @@ pub fn run(flags: Flags) -> ExitCode {
     let mut out = std::io::stdout().lock();
     let mut table = Table::default();
     for seed in flags.seed..flags.seed.saturating_add(flags.seeds) {
-        let options = Options {
-            seed,
-            steps: flags.steps,
-            trace: flags.trace,
-            without: without.clone(),
-            evict: flags.evict,
-        };
+        let options =
+            Options { seed, steps: flags.steps, trace: flags.trace, without: without.clone() };
         let report = simulate(&options);
         // Whoever closed the pipe has read enough.
         let _ = out.write_all(report.trace.as_bytes());

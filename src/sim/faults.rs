@@ -147,6 +147,8 @@ kinds! {
     DiskFull = "disk-full",
     /// A file system that cannot be written (EROFS).
     DiskReadOnly = "disk-read-only",
+    /// A durable broker that leaves queues to its journal alone.
+    Evict = "queues-on-disk",
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

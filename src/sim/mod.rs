@@ -52,15 +52,12 @@ pub struct Options {
     pub trace: bool,
     /// What not to switch on.
     pub without: Vec<Kind>,
-    /// Leaves queues to the journal alone, in most worlds that have one. The oracle does not know
-    /// all that this allows yet: what a subscription at QoS 0 was owed, or a group, may be dropped.
-    pub evict: bool,
 }
 
 impl Options {
     /// A seed, and the rest by default.
     pub fn new(seed: u64) -> Self {
-        Self { seed, steps: STEPS_DEFAULT, trace: false, without: Vec::new(), evict: false }
+        Self { seed, steps: STEPS_DEFAULT, trace: false, without: Vec::new() }
     }
 
     /// The command that runs it again.
@@ -72,9 +69,6 @@ impl Options {
         if !self.without.is_empty() {
             let names: Vec<_> = self.without.iter().map(|kind| kind.name()).collect();
             command += &format!(" --without {}", names.join(","));
-        }
-        if self.evict {
-            command += " --evict";
         }
         command
     }

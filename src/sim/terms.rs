@@ -33,6 +33,8 @@ pub struct Terms {
     pub reshards: bool,
     /// Size of the journal's first segment.
     pub segment_bytes: u64,
+    /// Whether queues are left to the journal alone.
+    pub evicts: bool,
 }
 
 impl Terms {
@@ -64,6 +66,11 @@ impl Terms {
             // What is dropped, a restart may bring back.
             (queue, outbox, memory) = (false, false, false);
         }
+        let mut evicting = Random::new(placement.0, 5);
+        let evicts = durable && faults.is_on(Kind::Evict) && evicting.chance(600);
+        if evicts {
+            faults.strikes(Kind::Evict, &mut Random::new(0, 0), 1000);
+        }
         let level = lasting.pick(&[Level::Process, Level::Power, Level::Power]);
         let default = Config::default();
         let at = |shard: usize| {
@@ -87,6 +94,12 @@ impl Terms {
             in_flight_max: choose(true, &[1, 2, 10, 1024], 0) as u16,
             receive_maximum: choose(true, &[1, 2, 5, 50, 1024], 0) as u16,
             record_changes: random.chance(400) || durable,
+            queues_evict: evicts,
+            evict_above: if evicts {
+                evicting.pick(&[0, 200, 1000, 10_000])
+            } else {
+                default.evict_above
+            },
             durability: Durability::of_all(level),
             shared_strategies: Strategies {
                 default: random.pick(&[
@@ -121,6 +134,7 @@ impl Terms {
             durable,
             reshards: durable && !few_sessions,
             segment_bytes: lasting.pick(&[16, 32, 128]) * 1024,
+            evicts,
         };
         (terms, config)
     }

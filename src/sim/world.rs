@@ -117,12 +117,7 @@ impl World {
         let clients = clients(&mut random);
         let ids: Vec<String> = clients.iter().map(|client| client.id.clone()).collect();
         let placement = PlacementKey(options.seed);
-        let (terms, mut config) = Terms::choose(&mut random, &mut faults, shards, placement, &ids);
-        if options.evict && terms.durable {
-            let mut evicting = Random::new(options.seed, 5);
-            config.queues_evict = evicting.chance(600);
-            config.evict_above = evicting.pick(&[0, 200, 1000, 10_000]);
-        }
+        let (terms, config) = Terms::choose(&mut random, &mut faults, shards, placement, &ids);
         let clients = with_strangers(clients, terms, &mut random);
         let network = Network {
             links: Vec::new(),
@@ -517,10 +512,7 @@ impl World {
         }
         // All are there, and have acknowledged all.
         let log = self.runners[0].shard.log();
-        // What a queue had left to the journal ends in memory alone with the session that its group
-        // had picked; a group's key has a slash.
-        let counts = |holder: &str| !self.config.queues_evict || !holder.contains('/');
-        let owed = log.and_then(|log| log.fold().all_owed().find(|(_, holder)| counts(holder)));
+        let owed = log.and_then(|log| log.fold().all_owed().next());
         if let Some((sequence, holder)) = owed {
             let text = format!("{holder} is owed message {sequence} by the journal alone");
             self.oracle.fail("owed", text);

@@ -121,7 +121,7 @@ impl Oracle {
         judge_ids(publish, &may)?;
         if !may.iter().any(|s| s.share.is_some()) {
             self.judge_copies(arrival, id, message, &may)?;
-            self.judge_order(arrival, id, message)?;
+            self.judge_order(arrival, id, message, &may)?;
         }
         Ok(())
     }
@@ -215,6 +215,7 @@ impl Oracle {
         arrival: &Arrival<'_>,
         id: u64,
         message: &Message,
+        may: &[&Subscription],
     ) -> Result<(), (&'static str, String)> {
         let session = &self.clients[arrival.client].session;
         let publish = &arrival.publish;
@@ -223,6 +224,13 @@ impl Oracle {
         }
         // What was refused, without its client knowing, comes again behind what was not.
         if self.may_refuse() && message.resent {
+            return Ok(());
+        }
+        // When it was sent first nobody may have wanted it for long, so that nothing of it was there
+        // when the broker ended; what was sent behind it was wanted, and was.
+        let was_wanted = |s: &&Subscription| s.held.is_some_and(|held| held < message.sent);
+        let was_early = message.first_life < message.life && message.resent && !message.retain;
+        if was_early && !may.iter().any(was_wanted) {
             return Ok(());
         }
         let stream = stream(message, publish.qos);

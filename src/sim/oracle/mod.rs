@@ -107,6 +107,13 @@ impl Subscription {
         matches(&self.filter, topic)
     }
 
+    /// Whether it was asked for at QoS 0 and above that, too. What is recorded meanwhile the journal
+    /// may owe nobody: so what is left to it is dropped.
+    fn was_changed_from_0(&self) -> bool {
+        let is_low = |asked: &Asked| asked.options.qos == QoS::AtMostOnce;
+        self.asked.iter().any(is_low) && !self.asked.iter().all(is_low)
+    }
+
     /// SUBSCRIBEs that may bring retained messages.
     fn replays(&self) -> u32 {
         let replays = |asked: &&Asked| asked.options.retain_handling != RetainHandling::DoNotSend;

@@ -86,6 +86,7 @@ impl Oracle {
                 .asked
                 .iter()
                 .all(|a| (a.options.qos > QoS::AtMostOnce || was_there) && !own(a.options.no_local))
+            && !(self.terms.evicts && subscription.was_changed_from_0())
     }
 
     /// Messages that a client should have.
@@ -131,6 +132,7 @@ impl Oracle {
                 for subscription in &state.session.subscriptions {
                     if let Some(share) = &subscription.share
                         && self.must(message, client, subscription)
+                        && self.may_move_to(client)
                     {
                         stable.insert(share);
                     }
@@ -158,6 +160,13 @@ impl Oracle {
         if let Some(text) = too_many {
             self.fail("shared-twice", text);
         }
+    }
+
+    /// Whether what a session that has ended had of a group can move to this client: what only the
+    /// journal had is owed to those whose sessions last, and gone when there is none.
+    fn may_move_to(&self, client: usize) -> bool {
+        let lasts = self.clients[client].least_expiry_secs > 0;
+        lasts || !self.terms.evicts || self.shared_ends == 0
     }
 
     fn retained_topics(&self) -> BTreeSet<String> {
