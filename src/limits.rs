@@ -217,8 +217,16 @@ pub const JOURNAL_DISK_SEGMENTS: u64 = 4;
 pub const JOURNAL_SPARES_MAX: usize = 2;
 /// Bytes of an old segment that are read at once, and looked through in one turn, to free it.
 pub const JOURNAL_CLEAN_BYTES: usize = 128 * 1024;
+/// Segments that the journal has open at once; the one that was read longest ago is closed for another.
+pub const JOURNAL_OPEN_MAX: usize = 8;
+/// Segments with commits that nobody wanted synced, beyond which the next commit syncs them.
+pub const JOURNAL_UNSYNCED_MAX: usize = 3;
 /// Reads for messages that queues have left to the journal, under way at once.
 pub const JOURNAL_READS_MAX: usize = 4;
+/// Reads for one answer, after which it is given as far as it is.
+pub const JOURNAL_READS_PER_ANSWER: u32 = 16;
+/// Times that something is read whose checksum does not hold, before it is given up.
+pub const JOURNAL_READ_TRIES_MAX: u32 = 6;
 /// Bytes of one of them, unless one record has more.
 pub const JOURNAL_READ_BACK_BYTES: usize = 1024 * 1024;
 /// Bytes of an answer from which on it is given as far as it is.
@@ -240,7 +248,7 @@ pub const JOURNAL_UNSUBSCRIBE_LOOKS: usize = 16_384;
 pub const JOURNAL_ENDED_PER_RECORD: usize = 1024;
 /// Messages of sessions that have ended that the journal takes apart in one turn.
 pub const JOURNAL_ENDING_STEP: usize = 2048;
-/// Damaged places that a recovery names one by one.
+/// Damaged places that a recovery, or a turn of the journal, names one by one.
 pub const JOURNAL_DAMAGE_REPORTED: usize = 100;
 /// Operations on files that one backend's helper thread has before it.
 pub const FILE_OPS_MAX: usize = 64;
@@ -314,6 +322,11 @@ const _: () = {
     assert!(MATCH_CACHE_LEN.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
     assert!(READ_PIECE_BYTES <= READ_WINDOW_BYTES);
+    // A segment that is being prepared and a directory that is being synced come on top; the
+    // others are for who accepts.
+    let most = JOURNAL_OPEN_MAX + JOURNAL_UNSYNCED_MAX + JOURNAL_SPARES_MAX + 2;
+    assert!(most <= SPARE_DESCRIPTORS as usize);
+    assert!(JOURNAL_READS_MAX < JOURNAL_OPEN_MAX - 2, "the last and the oldest stay open");
     assert!(STOP_WAIT.as_secs() > 2 * SHUTDOWN_FLUSH.as_secs());
     assert!(CONNECT_SIZE_DEFAULT <= PACKET_SIZE_DEFAULT);
     assert!(CONNECT_SIZE_LEAST <= PACKET_SIZE_LEAST);

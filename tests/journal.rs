@@ -83,6 +83,10 @@ impl Host {
             FileOp::Read { file, offset, buf } => {
                 self.files[file].read_at(buf.as_mut_slice(), *offset)
             }
+            FileOp::Close { file } => {
+                self.files.remove(file);
+                Ok(0)
+            }
             FileOp::Remove { file, path } => {
                 self.files.remove(file);
                 std::fs::remove_file(path).map(|()| 0)

@@ -60,6 +60,11 @@ pub enum FileOp {
         /// Which.
         path: PathBuf,
     },
+    /// Closes it; its number may be opened again when that is done.
+    Close {
+        /// Which; need not be open.
+        file: FileId,
+    },
     /// Closes it and takes its name away.
     Remove {
         /// Which; need not be open.
@@ -78,6 +83,7 @@ impl FileOp {
             Self::Read { .. } => "read",
             Self::Sync { .. } => "sync",
             Self::SyncDir { .. } => "sync the directory",
+            Self::Close { .. } => "close",
             Self::Remove { .. } => "remove",
         }
     }

@@ -66,7 +66,7 @@ impl Files {
                 let Some(fd) = self.open.get(file) else { return self.fail(op, Errno::BADF) };
                 Some(fd.clone())
             }
-            FileOp::Remove { file, .. } => self.open.remove(file),
+            FileOp::Close { file } | FileOp::Remove { file, .. } => self.open.remove(file),
             FileOp::Open { .. } | FileOp::SyncDir { .. } => None,
         };
         if self.thread.is_none() {
@@ -167,6 +167,8 @@ fn perform(
         FileOp::Read { offset, buf, .. } => read_all(fd()?, buf.as_mut_slice(), *offset),
         FileOp::Sync { .. } => Ok(rustix::fs::fsync(fd()?).map(|()| 0)?),
         FileOp::SyncDir { path } => File::open(path)?.sync_all().map(|()| 0),
+        // With the descriptor that came with it.
+        FileOp::Close { .. } => Ok(0),
         FileOp::Remove { path, .. } => std::fs::remove_file(path).map(|()| 0),
     }
 }

@@ -50,8 +50,8 @@
 //! (`RWF_DSYNC`); [`FileOp::Sync`] makes all earlier writes last, [`FileOp::SyncDir`] names. Files
 //! are opened for direct access (`O_DIRECT`), and without where that is refused. A ring does reads
 //! and writes itself; everything else that may wait is done by one thread of the backend, which
-//! begins with the first operation. Files stay open until they are removed or the backend is
-//! dropped; that waits for what is under way.
+//! begins with the first operation. Files stay open until they are closed, removed, or the backend
+//! is dropped; that waits for what is under way.
 //!
 //! *Waiting.* [`Backend::poll`] is the only verb that waits. Submissions, deferred ends and wake-ups
 //! happen in it. `Wait::Forever` with nothing to do costs no wake-up at all.

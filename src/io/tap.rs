@@ -158,6 +158,7 @@ impl Tap {
             FileOp::Write { sync, .. } => what == "write" || *sync && what == "sync",
             FileOp::Read { .. } => what == "read",
             FileOp::Sync { .. } | FileOp::SyncDir { .. } => what == "sync",
+            FileOp::Close { .. } => false,
             FileOp::Remove { .. } => what == "remove",
         };
         text.lines().find_map(|line| {
@@ -185,6 +186,7 @@ const SYNC: u8 = 5;
 const SYNC_DIR: u8 = 6;
 const REMOVE: u8 = 7;
 const OVER: u8 = 8;
+const CLOSE: u8 = 9;
 
 fn name_of(op: &FileOp) -> (u8, u32, u64) {
     match op {
@@ -193,6 +195,7 @@ fn name_of(op: &FileOp) -> (u8, u32, u64) {
         FileOp::Read { file, offset, .. } => (READ, file.0, *offset),
         FileOp::Sync { file } => (SYNC, file.0, 0),
         FileOp::SyncDir { .. } => (SYNC_DIR, 0, 0),
+        FileOp::Close { file } => (CLOSE, file.0, 0),
         FileOp::Remove { file, .. } => (REMOVE, file.0, 0),
     }
 }
@@ -220,7 +223,7 @@ fn encode(op: &FileOp, out: &mut Vec<u8>) {
             out.extend_from_slice(path.as_os_str().as_bytes());
         }
         FileOp::Read { buf, .. } => out.extend((buf.len() as u32).to_le_bytes()),
-        FileOp::Sync { .. } => {}
+        FileOp::Sync { .. } | FileOp::Close { .. } => {}
     }
 }
 
@@ -301,6 +304,7 @@ fn decode(record: &[u8]) -> Option<Line> {
         READ => FileOp::Read { file, offset, buf: BlockBuf::zeroed(len()?) },
         SYNC => FileOp::Sync { file },
         SYNC_DIR => FileOp::SyncDir { path: path() },
+        CLOSE => FileOp::Close { file },
         REMOVE => FileOp::Remove { file, path: path() },
         _ => return None,
     }))
@@ -336,6 +340,7 @@ mod tests {
             FileOp::Read { file: FILE, offset: 8, buf: BlockBuf::zeroed(BLOCK) },
             FileOp::Sync { file: FILE },
             FileOp::SyncDir { path: "/d".into() },
+            FileOp::Close { file: FILE },
             FileOp::Remove { file: FILE, path },
         ];
         let said: Vec<String> = all.iter().map(|op| format!("{op:?}")).collect();

@@ -35,7 +35,7 @@ use crate::ids::ShardId;
 use crate::io::file::{BLOCK, BlockBuf, FileDone, FileId, FileOp};
 use crate::limits::{
     JOURNAL_COMMIT_BYTES, JOURNAL_ENDED_PER_RECORD, JOURNAL_ENDING_STEP, JOURNAL_RETRY_FIRST,
-    SHARDS_MAX,
+    JOURNAL_UNSYNCED_MAX, SHARDS_MAX,
 };
 
 /// What a log is made with.
@@ -106,8 +106,10 @@ pub struct Segment {
     pub live: i64,
     /// The backend has it open.
     pub is_open: bool,
-    /// It is being opened.
+    /// It is being opened, or closed.
     pub is_opening: bool,
+    /// Ascends with the last read for a queue.
+    pub last_read: u64,
 }
 
 impl Segment {
@@ -131,7 +133,7 @@ pub struct LogCounters {
     pub records: u64,
     /// Bytes written in them, headers and padding included.
     pub bytes: u64,
-    /// Commits, or what prepares segments, that failed.
+    /// Commits, and operations that prepare segments, that failed.
     pub errors: u64,
     /// Commits that had to be written again.
     pub rewritten: u64,
@@ -151,6 +153,11 @@ pub struct LogCounters {
     pub copied_bytes: u64,
     /// Bytes of needed records that could not be read when their segment was freed.
     pub lost_bytes: u64,
+    /// Reads of segments that are to be freed that failed, or had not all that is needed; they are
+    /// tried again.
+    pub clean_errors: u64,
+    /// Files that could not be removed.
+    pub remove_errors: u64,
     /// Reads for messages that queues have left to the journal.
     pub reads: u64,
     /// Their bytes.
@@ -161,8 +168,6 @@ pub struct LogCounters {
     pub read_errors: u64,
     /// Messages that could not be read, and are lost.
     pub unreadable: u64,
-    /// Records of a batch that were none; a mistake of ours.
-    pub malformed: u64,
 }
 
 /// See the [module](self).
@@ -187,10 +192,15 @@ pub struct Log {
     pub(super) preparing: Preparing,
     pub(super) cleaner: Cleaner,
     pub(super) reader: Reader,
-    /// The last message that was given up, until it is said.
-    pub(super) unreadable: Option<String>,
+    /// There may be more segments open than there should be.
+    pub(super) may_close: bool,
+    /// What is to be said to people.
+    pub(super) troubles: Vec<String>,
+    /// Bytes of the segments' files, and of the records in them that are needed.
+    pub(super) total_bytes: u64,
+    pub(super) total_live: i64,
     /// Files with commits that were not synced.
-    unsynced: Vec<FileId>,
+    pub(super) unsynced: Vec<FileId>,
     down: bool,
     retry_at: Option<Time>,
     retry_after: Duration,
@@ -206,6 +216,8 @@ pub struct Log {
 impl Log {
     /// A log that goes on behind what `resume` names, with the fold over it.
     pub fn new(options: Options, fold: Fold, resume: Resume) -> Self {
+        let total_bytes = resume.segments.iter().map(|segment| segment.bytes).sum();
+        let total_live = resume.segments.iter().map(|segment| segment.live).sum();
         let preparing = Preparing::new(&resume);
         Self {
             fold,
@@ -217,13 +229,16 @@ impl Log {
             last_committed: resume.last_commit,
             segment_bytes: resume.segments.last().map_or(0, |segment| segment.bytes),
             segments: resume.segments.into(),
+            total_bytes,
+            total_live,
             // It goes on in a segment of its own: behind the last commit may stand what was torn.
             is_sealed: true,
             last_segment: resume.last_segment,
             preparing,
             cleaner: Cleaner::new(resume.useless),
             reader: Reader::default(),
-            unreadable: None,
+            may_close: false,
+            troubles: Vec::new(),
             unsynced: Vec::new(),
             down: false,
             retry_at: None,
@@ -302,23 +317,21 @@ impl Log {
         &self.fold
     }
 
-    /// Why the last operation failed that did, with the file.
+    /// Why the last operation failed that keeps commits from the disk, with the file.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
 
     /// Bytes of all files.
     pub fn disk_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.bytes).sum::<u64>()
-            + self.preparing.spare_bytes()
-            + self.cleaner.freed_bytes()
+        self.total_bytes + self.preparing.spare_bytes() + self.cleaner.freed_bytes()
     }
 
     /// Bytes of records that are needed.
     pub fn live_bytes(&self) -> u64 {
-        let on_disk: i64 = self.segments.iter().map(|segment| segment.live).sum();
         let tail = self.tail.as_ref().map_or(0, |tail| tail.live);
-        (on_disk + self.gather.live + tail).max(0) as u64
+        let under_way = self.flight.commit().map_or(0, |commit| commit.live);
+        (self.total_live + self.gather.live + under_way + tail).max(0) as u64
     }
 
     /// Sets the clocks: before changes and operations of a turn.
@@ -368,6 +381,11 @@ impl Log {
                 return Some(format!("{expected} bytes are live in {segment:?}"));
             }
         }
+        let bytes: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
+        let live: i64 = self.segments.iter().map(|segment| segment.live).sum();
+        if (bytes, live) != (self.total_bytes, self.total_live) {
+            return Some(format!("sums are {} and {}", self.total_bytes, self.total_live));
+        }
         (self.counters.lost_bytes > 0).then(|| "something was given up".to_owned())
     }
 
@@ -375,10 +393,7 @@ impl Log {
 
     /// Takes one record: adds to it what the host knows.
     fn take(&mut self, origin: ShardId, body: &[u8]) {
-        let Ok((_, entry)) = record::decode(body) else {
-            self.counters.malformed += 1;
-            return;
-        };
+        let (_, entry) = record::decode(body).expect("invariant: shards encode records");
         match entry {
             Entry::Publish(publish) => {
                 self.fold.resolve(&publish);
@@ -428,6 +443,13 @@ impl Log {
         at
     }
 
+    /// The same of one whose body is written already.
+    pub(super) fn put_encoded(&mut self, body: &[u8]) {
+        let (_, entry) = record::decode(body).expect("invariant: it was encoded here");
+        let at = self.write(body.len(), |out| out.extend_from_slice(body));
+        self.fold.apply(at, &entry);
+    }
+
     /// What gathers is synced, whatever it is from the shards.
     pub(super) const fn sync_gathered(&mut self) {
         self.gather.sync = true;
@@ -451,14 +473,13 @@ impl Log {
                 self.gather.live += bytes;
             } else if let Some(tail) = self.tail.as_mut().filter(|tail| tail.number == commit) {
                 tail.live += bytes;
-            } else if let Flight::Ready(c)
-            | Flight::Writing { commit: c, .. }
-            | Flight::Syncing { commit: c, .. } = &mut self.flight
+            } else if let Some(c) = self.flight.commit_mut()
                 && c.number == commit
             {
                 c.live += bytes;
             } else if let Some(segment) = self.segment_of(commit) {
                 segment.live += bytes;
+                self.total_live += bytes;
             }
         }
         self.fold.live = live;
@@ -478,15 +499,23 @@ impl Log {
 
     /// Whether a commit can be read: it is on disk, and where is known.
     pub(super) fn is_written(&self, commit: u64) -> bool {
-        let is_pending = match &self.flight {
-            Flight::Idle => false,
-            Flight::Ready(c)
-            | Flight::Writing { commit: c, .. }
-            | Flight::Syncing { commit: c, .. } => c.number == commit,
-        };
+        let is_pending = self.flight.commit().is_some_and(|c| c.number == commit);
         commit <= self.last_committed
             && !is_pending
             && self.tail.as_ref().is_none_or(|tail| tail.number != commit)
+    }
+
+    pub(super) fn is_unsynced(&self, file: FileId) -> bool {
+        self.unsynced.contains(&file)
+    }
+
+    /// Whether an operation is a commit's or prepares a segment: not one that reads or frees.
+    fn keeps_from_writing(&self, op: &FileOp) -> bool {
+        match op {
+            FileOp::Open { file, .. } => self.preparing.is_at(*file),
+            FileOp::Write { .. } | FileOp::Sync { .. } | FileOp::SyncDir { .. } => true,
+            FileOp::Read { .. } | FileOp::Close { .. } | FileOp::Remove { .. } => false,
+        }
     }
 
     pub(super) const fn last_committed(&self) -> u64 {
@@ -515,9 +544,11 @@ impl Log {
             let mut commit = std::mem::replace(&mut self.gather, next).close();
             // Files are used again when it is on disk, not before, that they are not needed.
             commit.sync |= self.cleaner.freed_bytes() > 0;
+            commit.sync |= self.unsynced.len() >= JOURNAL_UNSYNCED_MAX;
             self.flight = Flight::Ready(commit);
         }
-        self.commit_op().or_else(|| self.reader_op()).or_else(|| self.cleaner_op()).or_else(|| {
+        let op = self.commit_op().or_else(|| self.reader_op()).or_else(|| self.cleaner_op());
+        op.or_else(|| self.close_excess()).or_else(|| {
             let wants_segment = matches!(self.flight, Flight::Ready(_))
                 || self.segments.back().is_some_and(|s| s.used > 0);
             let size = self.next_segment_bytes();
@@ -537,7 +568,9 @@ impl Log {
 
     /// An operation is over.
     pub fn handle_done(&mut self, done: FileDone) {
-        if let Err(error) = &done.result {
+        if let Err(error) = &done.result
+            && self.keeps_from_writing(&done.op)
+        {
             self.counters.errors += 1;
             self.last_error =
                 Some(format!("cannot {} {}: {error}", done.op.verb(), name(&done.op)));
@@ -549,16 +582,18 @@ impl Log {
             FileOp::Sync { file } if self.is_commit_sync(file) => {
                 self.on_synced(done.result.is_ok());
             }
-            FileOp::Read { file, offset, buf } if self.is_read_back(file, offset, buf.len()) => {
-                self.on_read_back((file, offset), buf, done.result);
-            }
-            FileOp::Read { buf, .. } => self.on_read(buf, done.result),
+            FileOp::Read { file, offset, buf } => match self.read_back(file, offset, buf.len()) {
+                Some(index) => self.on_read_back(index, (file, offset), buf, done.result),
+                None => self.on_read(buf, done.result),
+            },
             FileOp::Remove { .. } => {
                 self.counters.segments_removed += u64::from(done.result.is_ok());
+                self.counters.remove_errors += u64::from(done.result.is_err());
                 self.on_removed();
             }
+            FileOp::Close { file } => self.on_closed(file),
             FileOp::Open { file, .. } if !self.preparing.is_at(file) => {
-                self.on_opened(file, done.result.is_ok());
+                self.on_opened(file, &done.result);
             }
             op => {
                 let made = self.preparing.on_done(op, done.result.is_ok(), self.clocks.monotonic);
@@ -580,6 +615,6 @@ fn name(op: &FileOp) -> String {
         FileOp::Write { file, offset, .. } | FileOp::Read { file, offset, .. } => {
             format!("{:08}.journal at byte {offset}", file.0)
         }
-        FileOp::Sync { file } => format!("{:08}.journal", file.0),
+        FileOp::Sync { file } | FileOp::Close { file } => format!("{:08}.journal", file.0),
     }
 }

@@ -16,12 +16,14 @@ use crate::limits::{JOURNAL_RETRY_FIRST, JOURNAL_RETRY_MAX, JOURNAL_ZERO_BYTES};
 pub(super) struct Preparing {
     /// Ready: number of the file, and its size.
     spares: VecDeque<(u32, u64)>,
-    /// Found at the start, to be opened before use.
+    /// To be opened before use: found at the start, or closed meanwhile.
     found: Vec<(u32, u64)>,
     last_file: u32,
     step: Step,
     under_way: bool,
     zeros: Option<BlockBuf>,
+    /// Files that have failed, to be removed: another is tried instead.
+    pub(super) useless: Vec<u32>,
     retry_at: Option<Time>,
     retry_after: Duration,
 }
@@ -44,6 +46,7 @@ impl Preparing {
             step: Step::Nothing,
             under_way: false,
             zeros: None,
+            useless: Vec::new(),
             retry_at: None,
             retry_after: JOURNAL_RETRY_FIRST,
         }
@@ -63,9 +66,10 @@ impl Preparing {
         self.spares.iter().chain(&self.found).map(|(_, bytes)| bytes).sum()
     }
 
-    /// How many spares are ready.
-    pub(super) fn spares(&self) -> usize {
-        self.spares.len()
+    /// How many spares there are of this size at least.
+    pub(super) fn spares(&self, least: u64) -> usize {
+        let all = self.spares.iter().chain(&self.found);
+        all.filter(|(_, bytes)| *bytes >= least).count()
     }
 
     /// A spare with room for so many bytes.
@@ -74,9 +78,13 @@ impl Preparing {
         self.spares.remove(index)
     }
 
-    /// A segment that was freed, whose file is open.
-    pub(super) fn add_spare(&mut self, file: u32, bytes: u64) {
-        self.spares.push_back((file, bytes));
+    /// A segment that was freed.
+    pub(super) fn add_spare(&mut self, file: u32, bytes: u64, is_open: bool) {
+        if is_open {
+            self.spares.push_back((file, bytes));
+        } else {
+            self.found.push((file, bytes));
+        }
     }
 
     /// The next step, if one is due: there is no spare of this size, and one may be needed.
@@ -140,13 +148,15 @@ impl Preparing {
         if !is_ok {
             self.retry_at = Some(now + self.retry_after);
             self.retry_after = (self.retry_after * 2).min(JOURNAL_RETRY_MAX);
-            // Half zeroed, or not synced for certain: begun again from its first byte.
-            self.step = match self.step {
-                Step::Zero { file, bytes, .. } | Step::Sync { file, bytes } => {
-                    Step::Zero { file, bytes, done: 0 }
-                }
-                other => other,
-            };
+            // It may be this file alone that is bad: next time another is tried. What is half zeroed,
+            // or not synced for certain, is of no use, and on a full disk in the way.
+            match std::mem::replace(&mut self.step, Step::Nothing) {
+                Step::Nothing => {}
+                Step::Open { file, .. }
+                | Step::Zero { file, .. }
+                | Step::Sync { file, .. }
+                | Step::SyncDir { file, .. } => self.useless.push(file),
+            }
             return false;
         }
         self.retry_after = JOURNAL_RETRY_FIRST;

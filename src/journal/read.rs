@@ -8,18 +8,21 @@
 //!
 //! Nothing is held for a read. A message that was copied forward meanwhile (SHARDS.md J10), so that
 //! its segment is used for others, is found out by its record's checksum, in which the number of the
-//! commit is, and read from where it lies by then. What cannot be read after some tries is given up:
-//! counted, and named with its file and offset; but nothing is as long as the log is down.
+//! commit is, and read from where it lies by then. A record whose checksum does not hold however often
+//! it is read is given up: counted, and named with its file and offset. A disk or a directory that
+//! says that it cannot read says nothing about the record: who asks waits until it can, for ever, and
+//! people are told what waits.
 //!
-//! Invariant: at most [`JOURNAL_READS_MAX`] reads are under way; who asks bounds the questions
-//! (SHARDS.md L4).
+//! Invariants: at most [`JOURNAL_READS_MAX`] reads are under way, and [`JOURNAL_OPEN_MAX`] segments
+//! open; who asks bounds the questions (SHARDS.md L4).
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use super::fold::{At, Place};
-use super::log::Log;
+use super::log::{Log, Segment};
 use super::record::{self, Entry};
 use super::segment::{self, FRAME_HEADER};
 use crate::broker::durable::MessageId;
@@ -28,7 +31,8 @@ use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::file::{BLOCK, BlockBuf, FileId, FileOp};
 use crate::limits::{
-    JOURNAL_ANSWER_BYTES, JOURNAL_READ_BACK_BYTES, JOURNAL_READS_MAX, JOURNAL_RETRY_FIRST,
+    JOURNAL_ANSWER_BYTES, JOURNAL_DAMAGE_REPORTED, JOURNAL_OPEN_MAX, JOURNAL_READ_BACK_BYTES,
+    JOURNAL_READ_TRIES_MAX, JOURNAL_READS_MAX, JOURNAL_READS_PER_ANSWER, JOURNAL_RETRY_FIRST,
     JOURNAL_RETRY_MAX,
 };
 
@@ -114,10 +118,12 @@ struct Open {
     answer: Answer,
     /// Reads so far.
     reads: u32,
-    /// Tries of its next message that have failed.
+    /// Times that its next message was read and was not there.
     failures: u32,
-    /// When it is tried again.
+    /// When it is tried again, after the disk has failed.
     retry_at: Option<Time>,
+    /// The last of these waits.
+    wait: Duration,
     reading: Option<Reading>,
 }
 
@@ -128,24 +134,25 @@ pub(super) struct Reader {
     under_way: usize,
     spare: Vec<BlockBuf>,
     answers: Vec<Answer>,
+    /// How many reads there were.
+    stamp: u64,
 }
 
-/// Reads for one answer: then it is given as far as it is.
-const READS_PER_ANSWER: u32 = 16;
-/// Tries to read one record: in all a few seconds, if it is the disk that fails.
-const TRIES_MAX: u32 = 6;
-
 impl Reader {
-    /// When a question is to be tried again.
+    /// When a question is to be tried again. While no more reads are allowed, the end of one is
+    /// what it waits for.
     pub(super) fn deadline(&self) -> Option<Time> {
+        if self.under_way >= JOURNAL_READS_MAX {
+            return None;
+        }
         self.open.iter().filter_map(|open| open.retry_at).min()
     }
 }
 
 /// What can be done for a question now.
 enum Next {
-    /// This is to be read: where, and so many bytes.
-    Read(FileId, u64, usize),
+    /// This is to be read: of which segment, where, and so many bytes.
+    Read(usize, u64, usize),
     /// This file is to be opened first.
     Open(u32),
     Wait,
@@ -158,7 +165,8 @@ impl Log {
     pub fn ask(&mut self, question: Question) {
         let Question { from, asker, messages } = question;
         let answer = Answer { to: from, asker, messages, items: Vec::new(), bytes: Vec::new() };
-        let open = Open { answer, reads: 0, failures: 0, retry_at: None, reading: None };
+        let wait = Duration::ZERO;
+        let open = Open { answer, reads: 0, failures: 0, retry_at: None, wait, reading: None };
         self.reader.open.push_back(open);
     }
 
@@ -192,12 +200,15 @@ impl Log {
                 Next::Wait => index += 1,
                 Next::Done => self.finish_question(index),
                 Next::Open(file) => {
-                    let found = self.segments.iter_mut().find(|segment| segment.file == file)?;
-                    found.is_opening = true;
-                    let path = segment::path(&self.options.folder, file);
-                    return Some(FileOp::Open { file: FileId(file), path, create: false });
+                    if let Some(op) = self.open_op(file) {
+                        return Some(op);
+                    }
+                    index += 1;
                 }
-                Next::Read(file, offset, len) => {
+                Next::Read(segment, offset, len) => {
+                    self.reader.stamp += 1;
+                    self.segments[segment].last_read = self.reader.stamp;
+                    let file = FileId(self.segments[segment].file);
                     let mut buf = self.reader.spare.pop().unwrap_or_default();
                     buf.clear(2 * JOURNAL_READ_BACK_BYTES);
                     buf.resize(len);
@@ -227,12 +238,12 @@ impl Log {
             let has_some = !answer.items.is_empty();
             let Some(id) = answer.messages.get(answer.items.len()) else { return Next::Done };
             let is_enough = answer.bytes.len() >= JOURNAL_ANSWER_BYTES;
-            if has_some && (is_enough || *reads >= READS_PER_ANSWER) {
+            if has_some && (is_enough || *reads >= JOURNAL_READS_PER_ANSWER) {
                 return Next::Done;
             }
             let at = match self.fold.place_of(id.order()) {
                 Place::At(at) if self.is_written(at.commit) => at,
-                _ if self.is_forgotten(id.order()) => {
+                Place::Gone => {
                     self.reader.open[index].answer.items.push(Item::Gone);
                     continue;
                 }
@@ -246,11 +257,10 @@ impl Log {
             if !found.is_open {
                 return if found.is_opening { Next::Wait } else { Next::Open(found.file) };
             }
-            let file = FileId(found.file);
             let from = start / BLOCK as u64 * BLOCK as u64;
             let end = self.end_of_run(index, segment, from, start + u64::from(at.len));
             let len = (end - from).next_multiple_of(BLOCK as u64);
-            return Next::Read(file, from, len as usize);
+            return Next::Read(segment, from, len as usize);
         }
     }
 
@@ -263,8 +273,61 @@ impl Log {
             && self.locate(at).is_some_and(|(segment, _)| self.segments[segment].file == file.0)
     }
 
-    fn is_forgotten(&self, name: u64) -> bool {
-        self.fold.place_of(name) == Place::Gone
+    /// Opens a segment, or closes another for it first; None while neither can be.
+    pub(super) fn open_op(&mut self, file: u32) -> Option<FileOp> {
+        if self.open_count() >= JOURNAL_OPEN_MAX {
+            return self.close_op();
+        }
+        let found = self.segments.iter_mut().find(|segment| segment.file == file)?;
+        found.is_opening = true;
+        let path = segment::path(&self.options.folder, file);
+        Some(FileOp::Open { file: FileId(file), path, create: false })
+    }
+
+    /// Segments that are open, beyond those that are to be synced.
+    fn open_count(&self) -> usize {
+        let counts = |s: &&Segment| s.is_opening || s.is_open && !self.is_unsynced(FileId(s.file));
+        self.segments.iter().filter(counts).count() + self.cleaner.freed_open()
+    }
+
+    /// Closes what is open beyond the bound: segments are open when they have been filled.
+    pub(super) fn close_excess(&mut self) -> Option<FileOp> {
+        if !self.may_close {
+            return None;
+        }
+        if self.open_count() <= JOURNAL_OPEN_MAX {
+            self.may_close = false;
+            return None;
+        }
+        self.close_op()
+    }
+
+    /// Closes the segment that was read longest ago, of those that nothing is done with: neither
+    /// the last nor the oldest, and nothing in it is to be synced. One that is free comes first.
+    fn close_op(&mut self) -> Option<FileOp> {
+        let Self { segments, cleaner, reader, unsynced, .. } = self;
+        let is_idle = |segment: &&mut Segment| {
+            let of = |open: &Open| open.reading.as_ref().is_some_and(|r| r.file.0 == segment.file);
+            let is_used = segment.is_opening || reader.open.iter().any(of);
+            segment.is_open && !is_used && !unsynced.contains(&FileId(segment.file))
+        };
+        let last = segments.len().saturating_sub(1);
+        let freed = cleaner.freed().iter_mut().find(is_idle);
+        let segment = freed.or_else(|| {
+            let found = segments.iter_mut().take(last).skip(1).filter(is_idle);
+            found.min_by_key(|segment| segment.last_read)
+        })?;
+        (segment.is_opening, segment.is_open) = (true, false);
+        Some(FileOp::Close { file: FileId(segment.file) })
+    }
+
+    /// It is closed; if not, opening it puts the descriptor away.
+    pub(super) fn on_closed(&mut self, file: FileId) {
+        let mut all = self.segments.iter_mut().chain(self.cleaner.freed());
+        if let Some(segment) = all.find(|segment| segment.file == file.0) {
+            segment.is_opening = false;
+        }
+        self.may_close = true;
     }
 
     /// Which segment has the record, and where it begins in its file.
@@ -297,24 +360,20 @@ impl Log {
         end
     }
 
-    /// Whether this read is one of ours: then it is over.
-    pub(super) fn is_read_back(&self, file: FileId, offset: u64, len: usize) -> bool {
-        self.reader.open.iter().any(|open| {
+    /// Whether this read is for a question, and for which: then it is over.
+    pub(super) fn read_back(&self, file: FileId, offset: u64, len: usize) -> Option<usize> {
+        self.reader.open.iter().position(|open| {
             open.reading.as_ref().is_some_and(|r| (r.file, r.offset, r.len) == (file, offset, len))
         })
     }
 
     pub(super) fn on_read_back(
         &mut self,
+        index: usize,
         (file, offset): (FileId, u64),
         buf: BlockBuf,
         result: io::Result<usize>,
     ) {
-        let len = buf.len();
-        let index = self.reader.open.iter().position(|open| {
-            open.reading.as_ref().is_some_and(|r| (r.file, r.offset, r.len) == (file, offset, len))
-        });
-        let Some(index) = index else { return };
         self.reader.under_way -= 1;
         self.reader.open[index].reading = None;
         let before = self.reader.open[index].answer.items.len();
@@ -327,10 +386,10 @@ impl Log {
                 self.take_records(index, file, offset, &buf.as_slice()[..read]);
                 if self.reader.open[index].answer.items.len() == before {
                     // Its segment was used again meanwhile, or the disk has damaged it.
-                    self.on_unread(index, "its checksum does not hold", false);
+                    self.on_unread(index);
                 }
             }
-            Err(error) => self.on_unread(index, &error.to_string(), true),
+            Err(error) => self.on_disk_failed(index, &error.to_string()),
         }
         self.reader.spare.push(buf);
     }
@@ -360,63 +419,96 @@ impl Log {
             let open = &mut self.reader.open[index];
             open.answer.bytes.extend_from_slice(body);
             open.answer.items.push(Item::Body(body.len() as u32));
-            open.failures = 0;
+            (open.failures, open.wait) = (0, Duration::ZERO);
             self.counters.read_back += 1;
         }
     }
 
-    /// The next message of a question could not be read this time.
-    fn on_unread(&mut self, index: usize, why: &str, is_of_disk: bool) {
+    /// What was read is not the next message of a question.
+    fn on_unread(&mut self, index: usize) {
         self.counters.read_errors += 1;
-        // While the disk takes nothing either, it says nothing about one record.
-        let is_patient = is_of_disk && self.is_down();
-        let now = self.now().monotonic;
         let open = &mut self.reader.open[index];
-        if is_of_disk {
-            let wait = JOURNAL_RETRY_FIRST * (1 << open.failures.min(TRIES_MAX));
-            open.retry_at = Some(now + wait.min(JOURNAL_RETRY_MAX));
-        }
-        open.failures += u32::from(!is_patient);
-        if open.failures < TRIES_MAX {
+        open.failures += 1;
+        if open.failures < JOURNAL_READ_TRIES_MAX {
             return;
         }
-        open.retry_at = None;
         let id = open.answer.messages[open.answer.items.len()];
         if let Place::At(at) = self.fold.place_of(id.order()) {
-            self.give_up(index, at, why);
+            self.give_up(index, at, "its checksum does not hold");
+        }
+    }
+
+    /// The disk does not give the next message of a question: what was acknowledged is not given up
+    /// for that.
+    fn on_disk_failed(&mut self, index: usize, why: &str) {
+        self.counters.read_errors += 1;
+        let now = self.now().monotonic;
+        let open = &mut self.reader.open[index];
+        let wait = (open.wait * 2).clamp(JOURNAL_RETRY_FIRST, JOURNAL_RETRY_MAX);
+        open.retry_at = Some(now + wait);
+        let before = std::mem::replace(&mut open.wait, wait);
+        let id = open.answer.messages[open.answer.items.len()];
+        if before < wait
+            && wait == JOURNAL_RETRY_MAX
+            && let Place::At(at) = self.fold.place_of(id.order())
+        {
+            let text = format!(
+                "{}: message {}/{} cannot be read, and is tried again until it can: {why}",
+                self.describe(at),
+                id.origin().index(),
+                id.sequence()
+            );
+            self.trouble(text);
+        }
+        if !self.reader.open[index].answer.items.is_empty() {
+            // The rest is asked for again, and waits.
+            self.finish_question(index);
+        }
+    }
+
+    /// Where a record lies, for people.
+    fn describe(&self, at: At) -> String {
+        match self.locate(at) {
+            Some((segment, start)) => {
+                format!("{:08}.journal: byte {start}", self.segments[segment].file)
+            }
+            None => format!("commit {}", at.commit),
         }
     }
 
     fn give_up(&mut self, index: usize, at: At, why: &str) {
         let open = &mut self.reader.open[index];
         let id = open.answer.messages[open.answer.items.len()];
-        let place = match self.locate(at) {
-            Some((segment, start)) => {
-                format!("{:08}.journal: byte {start}", self.segments[segment].file)
-            }
-            None => format!("commit {}", at.commit),
-        };
+        let place = self.describe(at);
         let open = &mut self.reader.open[index];
         open.answer.items.push(Item::Unreadable);
         open.failures = 0;
         self.counters.unreadable += 1;
-        self.unreadable = Some(format!(
+        self.trouble(format!(
             "{place}: message {}/{} cannot be read and is lost: {why}",
             id.origin().index(),
             id.sequence()
         ));
     }
 
-    /// What the last read that was given up was for, once each.
-    pub fn take_unreadable(&mut self) -> Option<String> {
-        self.unreadable.take()
+    /// Something to tell people.
+    pub(super) fn trouble(&mut self, text: String) {
+        if self.troubles.len() < JOURNAL_DAMAGE_REPORTED {
+            self.troubles.push(text);
+        }
     }
 
-    /// Opening a file for reading has failed: who waits for it tries again, some times.
-    pub(super) fn on_open_failed(&mut self, file: FileId) {
-        for index in 0..self.reader.open.len() {
-            if self.lies_in(index, file) {
-                self.on_unread(index, "its file cannot be opened", true);
+    /// What there is to tell people of what cannot be read, once each.
+    pub fn take_troubles(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.troubles)
+    }
+
+    /// Opening a file for reading has failed: who waits for it tries again.
+    pub(super) fn on_open_failed(&mut self, file: FileId, why: &str) {
+        // From the last on: some are finished with it.
+        for index in (0..self.reader.open.len()).rev() {
+            if self.reader.open[index].reading.is_none() && self.lies_in(index, file) {
+                self.on_disk_failed(index, why);
             }
         }
     }

@@ -439,6 +439,7 @@ impl Reading<'_> {
             live: 0,
             is_open: false,
             is_opening: false,
+            last_read: 0,
         });
         for (offset, frame, records) in Frames::new(&bytes, found.sequence) {
             self.read_frame(found.file, offset, &frame, records);

@@ -378,10 +378,10 @@ impl<B: Backend> Shard<B> {
     fn send_answers(&mut self) {
         let Journal::Host(log) = &mut self.journaling.to else { return };
         let answers = log.take_answers();
-        if let Log::Disk(disk) = log
-            && let Some(what) = disk.log.take_unreadable()
-        {
-            tracing::error!("{what}");
+        if let Log::Disk(disk) = log {
+            for trouble in disk.log.take_troubles() {
+                tracing::error!("{trouble}");
+            }
         }
         if self.stopping.is_some() {
             return;

@@ -323,7 +323,7 @@ impl World {
     }
 
     fn send_answers(&mut self) -> bool {
-        assert_eq!(self.log.take_unreadable(), None);
+        assert_eq!(self.log.counters().unreadable, 0, "{:?}", self.log.take_troubles());
         let answers = self.log.take_answers();
         let is_news = !answers.is_empty();
         for answer in answers {

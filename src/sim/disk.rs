@@ -27,6 +27,8 @@ pub struct Trouble {
     pub write_error: u32,
     /// A read, or opening what is there, fails with EIO.
     pub read_error: u32,
+    /// A read gives other bytes somewhere than those that stand there; if always, then everywhere.
+    pub misread: u32,
     /// A sync, or a write that should be on disk at its end, fails with EIO.
     pub sync_error: u32,
     /// There is no room: files do not grow, none is made.
@@ -154,6 +156,12 @@ impl Disk {
         }
     }
 
+    /// How many files this user has open.
+    #[cfg(test)]
+    pub fn open_files(&self, user: usize) -> usize {
+        self.open.keys().filter(|(whose, _)| *whose == user).count()
+    }
+
     /// Bytes that were written, or are being written, and not synced.
     pub fn unsynced_bytes(&self) -> u64 {
         let dirty = self.files.iter().flat_map(|file| &file.dirty);
@@ -167,7 +175,10 @@ impl Disk {
 
     fn perform(&mut self, user: usize, op: &mut FileOp) -> io::Result<usize> {
         if self.trouble.is_read_only
-            && !matches!(op, FileOp::Read { .. } | FileOp::Open { create: false, .. })
+            && !matches!(
+                op,
+                FileOp::Read { .. } | FileOp::Open { create: false, .. } | FileOp::Close { .. }
+            )
         {
             return Err(error(rustix::io::Errno::ROFS));
         }
@@ -201,6 +212,12 @@ impl Disk {
                 let rest = all.get(*offset as usize..).unwrap_or_default();
                 let n = rest.len().min(buf.len());
                 buf.as_mut_slice()[..n].copy_from_slice(&rest[..n]);
+                if n > 0 && self.strikes(self.trouble.misread) {
+                    let sector = self.random.index(n) / SECTOR * SECTOR;
+                    let is_all = self.trouble.misread >= 1000;
+                    let wrong = if is_all { 0..n } else { sector..n.min(sector + SECTOR) };
+                    buf.as_mut_slice()[wrong].fill(0xa5);
+                }
                 Ok(n)
             }
             FileOp::Sync { file } => {
@@ -213,6 +230,10 @@ impl Disk {
                         inode.stable = inode.now;
                     }
                 }
+                Ok(0)
+            }
+            FileOp::Close { file } => {
+                self.open.remove(&(user, *file));
                 Ok(0)
             }
             FileOp::Remove { file, path } => {
@@ -238,7 +259,7 @@ impl Disk {
             }
         };
         let old = self.open.insert((user, file), inode);
-        assert!(old.is_none(), "invariant: a number is used again only after Remove");
+        assert!(old.is_none(), "invariant: a number is used again only after Close or Remove");
         Ok(0)
     }
 

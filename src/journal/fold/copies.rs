@@ -100,7 +100,7 @@ impl Fold {
             is_copy: true,
             is_value: message.is_retained,
             packet_id: None,
-            receivers: Receivers::parse(&receivers).unwrap_or_default(),
+            receivers: Receivers::parse(&receivers).expect("invariant: written above"),
             ..*publish
         }));
     }

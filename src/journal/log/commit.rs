@@ -81,6 +81,28 @@ pub(super) enum Flight {
     },
 }
 
+impl Flight {
+    /// The commit under way.
+    pub(super) const fn commit(&self) -> Option<&Commit> {
+        match self {
+            Self::Idle => None,
+            Self::Ready(commit) | Self::Writing { commit, .. } | Self::Syncing { commit, .. } => {
+                Some(commit)
+            }
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) const fn commit_mut(&mut self) -> Option<&mut Commit> {
+        match self {
+            Self::Idle => None,
+            Self::Ready(commit) | Self::Writing { commit, .. } | Self::Syncing { commit, .. } => {
+                Some(commit)
+            }
+        }
+    }
+}
+
 impl Log {
     pub(super) fn commit_op(&mut self) -> Option<FileOp> {
         if let Flight::Syncing { files, asked, .. } = &mut self.flight {
@@ -118,6 +140,7 @@ impl Log {
             self.segment_bytes = self.segment_bytes.max(full.bytes * 2);
         }
         self.last_segment += 1;
+        self.total_bytes += bytes;
         self.segments.push_back(Segment {
             sequence: self.last_segment,
             file,
@@ -128,8 +151,9 @@ impl Log {
             live: 0,
             is_open: true,
             is_opening: false,
+            last_read: 0,
         });
-        self.is_sealed = false;
+        (self.is_sealed, self.may_close) = (false, true);
         true
     }
 
@@ -209,6 +233,7 @@ impl Log {
         }
         let file = files.pop();
         self.unsynced.retain(|unsynced| Some(*unsynced) != file);
+        self.may_close = true;
         if files.is_empty() {
             return self.on_committed(commit, offset, oldest, started);
         }
@@ -223,6 +248,7 @@ impl Log {
         segment.used = begins + span;
         segment.offsets.push((begins / BLOCK as u64) as u32);
         segment.live += commit.live;
+        self.total_live += commit.live;
         self.counters.commits += 1;
         self.counters.records += u64::from(commit.records);
         self.counters.bytes += span + if is_first { BLOCK as u64 } else { 0 };

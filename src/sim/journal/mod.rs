@@ -4,6 +4,7 @@
 //! After each crash, of the process or of the machine, the recovered state is that of a prefix of
 //! what was brought, and nothing that was committed is missing.
 
+mod faults;
 mod naive;
 
 use std::rc::Rc;
@@ -25,7 +26,11 @@ use crate::journal::log::{Log, Options};
 use crate::journal::read::{Question, Record as Read};
 use crate::journal::record::{Batch, Clocks, Entry, decode, message_of};
 use crate::journal::recover::{Recovered, recover, recover_some};
+use crate::limits::{JOURNAL_OPEN_MAX, JOURNAL_SPARES_MAX, JOURNAL_UNSYNCED_MAX};
 use naive::{Naive, seen_of};
+
+/// Segments that are open, and what is prepared; no directory is in the disk's books.
+const OPEN_MAX: usize = JOURNAL_OPEN_MAX + JOURNAL_UNSYNCED_MAX + JOURNAL_SPARES_MAX + 1;
 
 fn options() -> Options {
     Options {
@@ -255,7 +260,7 @@ impl World {
                         let held = self.naive.seen().has(id.order());
                         assert!(!held, "somebody is owed {id:?}");
                     }
-                    Read::Unreadable => panic!("{:?}", self.log.take_unreadable()),
+                    Read::Unreadable => panic!("{:?}", self.log.take_troubles()),
                 }
             }
             assert!(count > 0, "an answer says something");
@@ -269,6 +274,9 @@ impl World {
             self.disk.submit(0, op);
         }
         assert!(commits <= 1, "one commit at a time");
+        let spins = self.log.deadline().is_some_and(|at| at <= self.now) && !self.log.has_work();
+        assert!(!spins, "it is asked again and again, and has nothing to do");
+        assert!(self.disk.open_files(0) <= OPEN_MAX, "{} files", self.disk.open_files(0));
         self.take_answers();
     }
 
@@ -358,8 +366,9 @@ impl World {
     fn trouble(&mut self) {
         let trouble = &mut self.disk.trouble;
         trouble.write_error = self.random.pick(&[0, 0, 0, 50, 500]);
-        // What a queue has left to the journal is given up after six tries.
-        trouble.read_error = self.random.pick(&[0, 0, 0, 50]);
+        trouble.read_error = self.random.pick(&[0, 0, 0, 50, 500, 1000]);
+        // What reads as something else six times is given up: it is made seldom enough.
+        trouble.misread = self.random.pick(&[0, 0, 0, 20]);
         trouble.sync_error = self.random.pick(&[0, 0, 0, 50, 500]);
         trouble.is_full = self.random.chance(100);
         trouble.is_read_only = self.random.chance(30);

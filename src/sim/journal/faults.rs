@@ -1,0 +1,313 @@
+//! The journal on a disk that fails in one chosen way: what was acknowledged stays, and nobody is
+//! kept busy by it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::disk::Disk;
+use super::super::folder::{self, Folder};
+use super::OPEN_MAX;
+use crate::broker::Record;
+use crate::broker::durable::MessageId;
+use crate::broker::evict::Asker;
+use crate::clock::Time;
+use crate::codec::mqtt::QoS;
+use crate::ids::ShardId;
+use crate::io::file::FileOp;
+use crate::journal::log::{Log, Options};
+use crate::journal::read::{Answer, Question, Record as Read};
+use crate::journal::record::{Batch, Clocks};
+use crate::journal::recover::{Recovered, Report, recover};
+
+const ORIGIN: ShardId = ShardId::new(0);
+
+/// A host of one shard.
+struct Host {
+    disk: Disk,
+    log: Log,
+    now: Time,
+    number: u64,
+    answers: Vec<Answer>,
+}
+
+fn options() -> Options {
+    Options {
+        folder: folder::PATH.into(),
+        placement: 1,
+        segment_bytes_first: 16 * 1024,
+        segment_bytes_max: 16 * 1024,
+    }
+}
+
+fn publish(sequence: u64, len: usize) -> Record {
+    Record::Publish {
+        message: MessageId::new(ORIGIN, sequence),
+        publisher: Rc::from("p"),
+        packet_id: None,
+        topic: "t".into(),
+        forwarded: Box::default(),
+        payload: Bytes::from(vec![sequence as u8; len]),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        deadline: None,
+        is_will: false,
+    }
+}
+
+fn acked(sequence: u64) -> Record {
+    Record::Acked { client_id: Rc::from("c"), message: MessageId::new(ORIGIN, sequence) }
+}
+
+fn session() -> [Record; 2] {
+    let client_id: Rc<str> = Rc::from("c");
+    [
+        Record::Session { client_id: client_id.clone(), expiry_secs: 60, offline_since: None },
+        Record::Subscribe {
+            client_id,
+            filter: "t".into(),
+            options: 1,
+            subscription_id: None,
+            seen: Box::default(),
+        },
+    ]
+}
+
+impl Host {
+    fn new() -> Self {
+        let disk = Disk::new(1);
+        let Recovered { log, .. } = recover(&Folder(&disk), options(), 1).unwrap();
+        let now = Time::from_nanos(1_000_000_000_000);
+        let mut host = Self { disk, log, now, number: 0, answers: Vec::new() };
+        host.commit(&session());
+        host
+    }
+
+    /// One with so many messages, of which three fill a segment.
+    fn with_messages(count: u64) -> Self {
+        let mut host = Self::new();
+        (1..=count).for_each(|sequence| host.commit(&[publish(sequence, 3000)]));
+        host
+    }
+
+    fn bring(&mut self, records: &[Record]) {
+        let mut batch = Batch::default();
+        batch.sync = true;
+        for record in records {
+            self.number += 1;
+            batch.push(ORIGIN, self.number, record, self.clocks());
+        }
+        self.log.append(ORIGIN, &batch);
+    }
+
+    fn commit(&mut self, records: &[Record]) {
+        self.bring(records);
+        self.go(200);
+        assert_eq!(self.log.committed(ORIGIN), self.number, "{:?}", self.log.last_error());
+    }
+
+    fn clocks(&self) -> Clocks {
+        Clocks { monotonic: self.now, unix_ms: 1_000_000 }
+    }
+
+    /// Turns of a host that sleeps until something is over or its deadline has come; how many there
+    /// were within so many milliseconds.
+    fn go(&mut self, millis: u64) -> usize {
+        let end = self.now + Duration::from_millis(millis);
+        let mut turns = 0;
+        while turns < 10_000 {
+            turns += 1;
+            self.log.set_clocks(self.clocks());
+            while let Some(op) = self.log.next_op() {
+                self.disk.submit(0, op);
+            }
+            assert!(self.disk.open_files(0) <= OPEN_MAX);
+            self.answers.extend(self.log.take_answers());
+            if let Some(done) = self.disk.finish_one(0) {
+                self.log.handle_done(done);
+                continue;
+            }
+            match self.log.deadline() {
+                Some(at) if at <= end => self.now = self.now.max(at),
+                _ => break,
+            }
+        }
+        self.now = end;
+        turns
+    }
+
+    fn ask(&mut self, sequences: impl Iterator<Item = u64>) {
+        let messages = sequences.map(|sequence| MessageId::new(ORIGIN, sequence)).collect();
+        self.log.ask(Question { from: ORIGIN, asker: Asker::nobody(), messages });
+    }
+
+    /// What became of what was asked for, and was answered.
+    fn read(&mut self) -> Vec<(u64, &'static str)> {
+        let all = self.answers.drain(..).flat_map(|answer| {
+            let of = |(id, record): (MessageId, Read<'_>)| {
+                let what = match record {
+                    Read::Body(_) => "read",
+                    Read::Gone => "gone",
+                    Read::Unreadable => "lost",
+                };
+                (id.sequence(), what)
+            };
+            answer.records().map(of).collect::<Vec<_>>()
+        });
+        all.collect()
+    }
+
+    fn restart(&self) -> (Vec<u64>, Report) {
+        let Recovered { state, report, .. } = recover(&Folder(&self.disk), options(), 1).unwrap();
+        (state.messages.iter().map(|message| message.id.sequence()).collect(), report)
+    }
+}
+
+/// A disk that cannot be read for a while, with nothing being written meanwhile, costs time and no
+/// message.
+///
+/// family: 80
+#[test]
+fn a_queue_waits_until_the_disk_can_be_read() {
+    let mut host = Host::with_messages(8);
+    host.disk.trouble.read_error = 1000;
+    host.ask(1..=8);
+    host.go(60_000);
+    assert_eq!(host.read(), []);
+    assert_eq!(host.log.take_troubles().len(), 1, "people are told, once");
+    host.disk.trouble.read_error = 0;
+    host.go(10_000);
+    let found = host.read();
+    assert_eq!(found, [(1, "read"), (2, "read")], "in parts rather than late");
+    host.ask(3..=8);
+    host.go(10_000);
+    assert_eq!(host.read(), (3..=8).map(|n| (n, "read")).collect::<Vec<_>>());
+    assert_eq!(host.log.counters().unreadable, 0);
+}
+
+/// What reads as something else, however often, is given up and named.
+#[test]
+fn what_is_damaged_is_given_up_and_named() {
+    let mut host = Host::with_messages(4);
+    host.disk.trouble.misread = 1000;
+    host.ask(1..=1);
+    host.go(10_000);
+    assert_eq!(host.read(), [(1, "lost")]);
+    let troubles = host.log.take_troubles();
+    assert!(troubles.len() == 1 && troubles[0].contains(".journal: byte "), "{troubles:?}");
+}
+
+/// Many segments are read through few descriptors.
+#[test]
+fn few_segments_are_open_at_once() {
+    let mut host = Host::with_messages(150);
+    for from in [1, 40, 80, 120] {
+        host.ask(from..=from + 20);
+        host.ask((from..=from + 20).rev());
+    }
+    host.go(60_000);
+    let found = host.read();
+    assert!(found.len() >= 8 && found.iter().all(|(_, what)| *what == "read"), "{found:?}");
+    assert!(host.log.wrong_books().is_none());
+}
+
+/// The oldest segment cannot be read as it is to be freed; then it is free by itself. Nobody waits
+/// for the read any more.
+#[test]
+fn a_read_that_is_no_longer_needed_is_not_waited_for() {
+    let mut host = Host::with_messages(3);
+    // The first stays, the others make room that is to be reclaimed.
+    for sequence in 4..40 {
+        if sequence == 10 {
+            host.disk.trouble.read_error = 1000;
+        }
+        host.commit(&[publish(sequence, 3000), acked(sequence)]);
+    }
+    assert!(host.log.counters().clean_errors > 0);
+    host.commit(&[acked(1), acked(2), acked(3)]);
+    host.commit(&session());
+    let turns = host.go(600_000);
+    assert!(turns < 2000, "{turns} turns with nothing to do");
+}
+
+/// One bad read of a segment that is to be freed loses nothing.
+///
+/// family: 80
+#[test]
+fn a_bad_read_loses_nothing_that_is_needed() {
+    let mut host = Host::with_messages(3);
+    host.disk.trouble.misread = 1000;
+    for sequence in 4..40 {
+        host.commit(&[publish(sequence, 3000), acked(sequence)]);
+        if host.log.counters().clean_errors > 1 {
+            host.disk.trouble.misread = 0;
+        }
+    }
+    host.go(60_000);
+    assert!(host.log.counters().clean_errors > 1 && host.log.counters().segments_cleaned > 0);
+    assert_eq!(host.log.wrong_books(), None);
+    let (found, report) = host.restart();
+    assert_eq!((found, report.quarantined), (vec![1, 2, 3], 0));
+}
+
+/// A segment that stays unreadable is given up at last, and people are told where.
+#[test]
+fn a_segment_that_stays_damaged_is_named() {
+    let mut host = Host::with_messages(3);
+    host.disk.trouble.misread = 1000;
+    for sequence in 4..40 {
+        host.commit(&[publish(sequence, 3000), acked(sequence)]);
+    }
+    host.go(60_000);
+    assert!(host.log.counters().lost_bytes > 0);
+    let troubles = host.log.take_troubles();
+    assert!(troubles.iter().any(|text| text.contains("0000") && text.contains("lost")));
+}
+
+/// A spare that cannot be opened, or not be written to, is put away and another taken.
+#[test]
+fn a_bad_spare_does_not_stop_the_journal() {
+    // Bytes that no segment has yet, and one that cannot be opened.
+    for what in ["open", "write to", "sync", "sync the directory"] {
+        let mut host = Host::new();
+        let mut bad = None;
+        for sequence in 1..20 {
+            host.bring(&[publish(sequence, 3000)]);
+            for _ in 0..50 {
+                host.log.set_clocks(host.clocks());
+                while let Some(op) = host.log.next_op() {
+                    // The first file that is prepared is bad for ever.
+                    let file = match &op {
+                        FileOp::Open { file, create: true, .. } if bad.is_none() => {
+                            bad = Some(*file);
+                            Some(*file)
+                        }
+                        FileOp::Open { file, .. }
+                        | FileOp::Write { file, .. }
+                        | FileOp::Sync { file } => Some(*file),
+                        _ => None,
+                    };
+                    let is_bad = op.verb() == what
+                        && (file == bad || file.is_none() && sequence < 4)
+                        && bad.is_some();
+                    let result =
+                        if is_bad { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) };
+                    match result {
+                        Ok(()) => host.disk.submit(0, op),
+                        Err(error) => {
+                            let done = crate::io::FileDone { op, result: Err(error) };
+                            host.log.handle_done(done);
+                        }
+                    }
+                }
+                if let Some(done) = host.disk.finish_one(0) {
+                    host.log.handle_done(done);
+                }
+                host.now = host.now + Duration::from_millis(100);
+            }
+            assert_eq!(host.log.committed(ORIGIN), host.number, "{what}");
+        }
+        assert!(host.log.counters().errors > 0, "{what}");
+    }
+}
