@@ -165,19 +165,25 @@ impl Broker {
         // What clears a retained message gives memory back.
         let is_clear = publish.retain && publish.payload.is_empty();
         let has_room = self.messages.bytes() + size <= self.config.memory_budget;
+        // QoS 0 has no answer: it is dropped, and counted by its cause.
+        let is_dropped = u64::from(publish.qos == QoS::AtMostOnce);
         if !(is_clear && has_room) && memory::is_short_for(self, topic, publish.retain, size) {
+            self.stats.dropped_memory += is_dropped;
             return Err(ReasonCode::QUOTA_EXCEEDED.into());
         }
         if is_reserved(topic) {
+            self.stats.dropped_not_authorized += is_dropped;
             return Err(ReasonCode::TOPIC_NAME_INVALID.into());
         }
-        let Self { sessions, auth, .. } = self;
+        let Self { sessions, auth, stats, .. } = self;
         if sessions.get(key).is_some_and(|session| !auth.may_publish(&session.client_id, topic)) {
+            stats.dropped_not_authorized += is_dropped;
             return Err(ReasonCode::NOT_AUTHORIZED.into());
         }
         if self.changes.is_down() && self.is_to_be_recorded(conn, publish, topic) {
             // Before any copy of it leaves (SHARDS.md J8).
             self.stats.refused_disk += 1;
+            self.stats.dropped_disk += is_dropped;
             let why = "the server cannot store it now".into();
             return Err(Refusal { why, ..ReasonCode::QUOTA_EXCEEDED.into() });
         }
@@ -228,10 +234,6 @@ impl Broker {
         let Some(id) = publish.packet_id else {
             if ends {
                 return self.disconnect_saying(now, conn, reason, why);
-            }
-            match is_ours {
-                true => self.stats.dropped_memory += 1,
-                false => self.stats.dropped_not_authorized += 1,
             }
             return Step::Next;
         };

@@ -148,6 +148,8 @@ stats! {
     dropped_queue_full,
     /// Messages that the memory budget had no room for.
     dropped_memory,
+    /// QoS 0 publications to be retained that the disk could not take.
+    dropped_disk,
     /// Packets larger than the client's Maximum Packet Size.
     dropped_too_large,
     /// Messages whose expiry had passed.
@@ -160,7 +162,7 @@ stats! {
     dropped_no_member,
     /// Publications refused, with a reason, before they were forwarded.
     publishes_refused,
-    /// Of those, and of QoS 0 publications dropped, ones that the disk could not take.
+    /// Of those, and of `dropped_disk`, all that the disk could not take.
     refused_disk,
     /// CONNECTs and SUBSCRIBEs for sessions that last, refused because the disk could not take them.
     refused_disk_session,

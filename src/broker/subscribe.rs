@@ -289,7 +289,12 @@ pub(super) fn acknowledge(
     packet: &Packet<'_>,
 ) -> Acked {
     let is_durable = broker.sessions.get(session).is_some_and(Session::is_durable);
-    match broker.changes.pending().filter(|_| is_durable) {
+    // Who is refused everything is promised nothing.
+    let is_refused = match packet {
+        Packet::SubAck(ack) => ack.codes.iter().all(|code| ReasonCode(*code).is_error()),
+        _ => false,
+    };
+    match broker.changes.pending().filter(|_| is_durable && !is_refused) {
         None => {
             broker.write(conn, packet);
             Acked::Now

@@ -503,8 +503,10 @@ impl World {
         let retained = self.oracle.end_audit();
         // What is not retained at QoS 0 for want of a disk counts as dropped.
         let had_trouble = self.oracle.disk_ever_failed();
-        let dropped =
-            |stats: &Stats| stats.dropped_queue_full + stats.dropped_memory + stats.dropped_outbox;
+        let dropped = |stats: &Stats| {
+            let memory = stats.dropped_queue_full + stats.dropped_memory;
+            memory + stats.dropped_outbox + stats.dropped_disk
+        };
         let drops: u64 = self.runners.iter().map(|r| dropped(&r.shard.stats().broker)).sum();
         {
             let kernel = self.shared.borrow();
