@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -73,6 +74,8 @@ impl Launch {
         }
         let errors = output.try_clone().map_err(cannot)?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        // Ctrl-C is for us: a broker that ends with it would look like one that broke.
+        command.process_group(0);
         Ok(Process { child: command.spawn().map_err(cannot)?, log: self.log() })
     }
 
