@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use noctule::broker::durable::MessageId;
-use noctule::broker::{QoS, Record};
+use noctule::broker::{Content, QoS, Record};
 use noctule::clock;
 use noctule::ids::ShardId;
 use noctule::io::{Backend, Completion, Epoll, Settings, Uring, Wait};
@@ -36,9 +36,11 @@ fn publish(sequence: u64) -> Record {
         message: MessageId::new(ORIGIN, sequence),
         publisher: Rc::from("sensor-0001"),
         packet_id: None,
-        topic: "building/floor-2/room-17/temperature".into(),
-        forwarded: Box::default(),
-        payload: Bytes::from_static(&[7; 128]),
+        content: Content::new(
+            "building/floor-2/room-17/temperature",
+            &[],
+            Bytes::from_static(&[7; 128]),
+        ),
         qos: QoS::AtLeastOnce,
         retain: false,
         deadline: None,

@@ -129,6 +129,10 @@ pub const LANE_RECYCLE_LEN: usize = 4;
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes that an emptied batch keeps: its mark, and room for what crosses it.
 pub const BATCH_BYTES_KEPT: usize = BATCH_BYTES + BATCH_BYTES / 4;
+/// Buffers of recorded publications that a shard keeps for the next: what a busy tick has.
+pub const CONTENTS_KEPT: usize = 8192;
+/// Bytes that each of its two buffers keeps. Together at most 4 MiB a shard.
+pub const CONTENT_BYTES_KEPT: usize = 256;
 /// Bytes in a lane's spill above which publishers towards it are paused.
 pub const SPILL_BYTES_MARK: usize = 1024 * 1024;
 /// Bytes of publishes that one lane holds before its publishers wait, give or take the message
@@ -209,6 +213,8 @@ pub const JOURNAL_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const JOURNAL_COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that a commit's buffer keeps for its next use.
 pub const JOURNAL_COMMIT_BYTES_KEPT: usize = 8 * 1024 * 1024;
+/// Bytes that the host keeps for its own shard's changes of the next tick.
+pub const JOURNAL_OWN_BYTES_KEPT: usize = 2 * 1024 * 1024;
 /// The journal's files take at most so many times what is needed of them, and so many segments.
 pub const JOURNAL_DISK_FACTOR: u64 = 2;
 /// See [`JOURNAL_DISK_FACTOR`].

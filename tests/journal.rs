@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use noctule::broker::durable::MessageId;
-use noctule::broker::{QoS, Record};
+use noctule::broker::{Content, QoS, Record};
 use noctule::clock::Time;
 use noctule::ids::ShardId;
 use noctule::io::{FileDone, FileId, FileOp};
@@ -120,9 +120,11 @@ fn publish(sequence: u64) -> Record {
         message: MessageId::new(ORIGIN, sequence),
         publisher: Rc::from("p"),
         packet_id: None,
-        topic: format!("t/{sequence}").into(),
-        forwarded: Box::default(),
-        payload: Bytes::from(format!("payload {sequence}")),
+        content: Content::new(
+            &format!("t/{sequence}"),
+            &[],
+            Bytes::from(format!("payload {sequence}")),
+        ),
         qos: QoS::AtLeastOnce,
         retain: false,
         deadline: None,

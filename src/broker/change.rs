@@ -21,6 +21,7 @@ use crate::ids::{ConnId, ShardId};
 use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYLOAD_FROM};
 
 use super::conn::State;
+use super::content::Content;
 use super::message::{MessageId, MessageKey};
 use super::publication::Publication;
 use super::session::SessionKey;
@@ -48,12 +49,8 @@ pub enum Record {
         publisher: Rc<str>,
         /// Of a QoS 2 publication: live until [`Record::Released`].
         packet_id: Option<PacketId>,
-        /// Topic Name.
-        topic: Box<str>,
-        /// Properties as `append_forwarded` wrote them.
-        forwarded: Box<[u8]>,
-        /// The payload.
-        payload: Bytes,
+        /// Topic Name, properties and payload.
+        content: Content,
         /// As published.
         qos: QoS,
         /// As published.
@@ -298,10 +295,10 @@ impl Changes {
     ) -> u64 {
         debug_assert!(self.enabled && level > Level::None);
         self.last += 1;
-        if let Record::Publish { payload, .. } = &record
-            && payload.len() >= SHARE_PAYLOAD_FROM
+        if let Record::Publish { content, .. } = &record
+            && content.payload().len() >= SHARE_PAYLOAD_FROM
         {
-            self.bytes += payload.len() as u64;
+            self.bytes += content.payload().len() as u64;
             self.marks.push_back((self.last, self.bytes));
         }
         changes.push(Change { number: self.last, record, level });

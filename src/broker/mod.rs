@@ -28,6 +28,7 @@ pub mod authentication;
 pub mod change;
 pub(crate) mod conn;
 mod connect;
+mod content;
 pub(crate) mod deliver;
 mod disconnect;
 pub mod durability;
@@ -92,6 +93,7 @@ pub use crate::codec::mqtt::QoS;
 pub use auth::{Auth, Decision};
 pub use authentication::{Claim, Exchange, Method, Outcome};
 pub use change::{Change, Record};
+pub use content::Content;
 pub use durability::{Durability, Level};
 pub use durable::DurableState;
 pub use policy::{Refer, Referral};
@@ -324,6 +326,9 @@ pub struct Outputs {
     pub batches: Vec<Batch>,
     /// Durable changes, in the order of their numbers.
     pub changes: Vec<Change>,
+    /// Empty ones for [`Record::Publish`] that come back from who has encoded it; at most
+    /// [`limits::CONTENTS_KEPT`].
+    pub contents: Vec<Content>,
     /// What is to be read back from the journal; answered by [`Broker::handle_read_back`].
     pub reads: Vec<evict::ReadBack>,
 }

@@ -344,13 +344,13 @@ impl Broker {
     ) -> Option<u64> {
         let message = self.changes.next_message_id(publication.qos);
         publication.id = Some(message);
+        let mut content = self.out.contents.pop().unwrap_or_default();
+        content.fill(publication.topic, publication.forwarded, publication.payload);
         let record = Record::Publish {
             message,
             publisher: publisher.clone(),
             packet_id: packet_id.filter(|_| publication.qos == QoS::ExactlyOnce),
-            topic: publication.topic.into(),
-            forwarded: publication.forwarded.into(),
-            payload: publication.payload.to_shared(),
+            content,
             qos: publication.qos,
             retain: publication.retain,
             deadline: publication.deadline,

@@ -113,9 +113,7 @@ impl<'a> Publish<'a> {
             message,
             publisher,
             packet_id,
-            topic,
-            forwarded,
-            payload,
+            content,
             qos,
             retain,
             deadline,
@@ -134,9 +132,9 @@ impl<'a> Publish<'a> {
             retain: *retain,
             is_will: *is_will,
             deadline: deadline.map(|time| clocks.unix_ms_of(time)),
-            topic,
-            forwarded,
-            payload,
+            topic: content.topic(),
+            forwarded: content.forwarded(),
+            payload: content.payload(),
             receivers: Receivers::default(),
         }
     }

@@ -14,16 +14,16 @@ use serde::Serialize;
 use super::Shard;
 use super::lanes::Parcel;
 use crate::broker::evict::{Found, ReadBack};
-use crate::broker::{Change, QoS};
+use crate::broker::{Change, Outputs, QoS, Record};
 use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::Backend;
 use crate::io::file::{FileDone, FileOp};
 use crate::io::tap::{Passed, Tap};
 use crate::journal::log;
-use crate::journal::read::{Answer, Question, Record};
+use crate::journal::read::{self, Answer, Question};
 use crate::journal::record::{Batch, Clocks, Entry, decode};
-use crate::limits::{BATCH_BYTES_KEPT, SHARDS_MAX};
+use crate::limits::{CONTENTS_KEPT, JOURNAL_OWN_BYTES_KEPT, SHARDS_MAX};
 
 /// The shard that hosts the journal.
 pub(super) const HOST: ShardId = ShardId::new(0);
@@ -337,27 +337,27 @@ impl<B: Backend> Shard<B> {
     /// Hands the journal what must last, and the broker what lasts.
     pub(super) fn commit(&mut self) {
         let Journaling { to, clocks, own, .. } = &mut self.journaling;
-        let changes = &mut self.broker.out.changes;
+        let out = &mut self.broker.out;
         match to {
             Journal::Nowhere => {
-                if let Some(through) = changes.last().map(|change| change.number) {
-                    changes.clear();
+                if let Some(through) = out.changes.last().map(|change| change.number) {
+                    out.changes.clear();
                     self.broker.handle_committed(self.now, through);
                 }
             }
             Journal::ToHost => {
                 let parcel = self.lanes.to(HOST);
-                encode(self.id, changes, *clocks, &mut parcel.changes);
+                encode(self.id, out, *clocks, &mut parcel.changes);
                 // Behind the changes: what is asked for may be among them.
-                parcel.reads.append(&mut self.broker.out.reads);
+                parcel.reads.append(&mut out.reads);
             }
             Journal::Host(log) => {
-                encode(self.id, changes, *clocks, own);
+                encode(self.id, out, *clocks, own);
                 let unix_ms = clocks.unix_ms_of(self.now);
                 log.set_clocks(Clocks { monotonic: self.now, unix_ms });
                 if !own.is_empty() {
                     log.append(self.id, own);
-                    own.clear(BATCH_BYTES_KEPT);
+                    own.clear(JOURNAL_OWN_BYTES_KEPT);
                 }
                 log.ask(self.id, self.broker.out.reads.drain(..));
                 while let Some(op) = log.next_op(self.now) {
@@ -438,11 +438,11 @@ impl<B: Backend> Shard<B> {
     }
 }
 
-fn found(record: Record<'_>, clocks: Clocks) -> Found<'_> {
+fn found(record: read::Record<'_>, clocks: Clocks) -> Found<'_> {
     let body = match record {
-        Record::Body(body) => body,
-        Record::Gone => return Found::Gone,
-        Record::Unreadable => return Found::Unreadable,
+        read::Record::Body(body) => body,
+        read::Record::Gone => return Found::Gone,
+        read::Record::Unreadable => return Found::Unreadable,
     };
     let Ok((_, Entry::Publish(publish))) = decode(body) else { return Found::Unreadable };
     Found::Message {
@@ -455,9 +455,15 @@ fn found(record: Record<'_>, clocks: Clocks) -> Found<'_> {
     }
 }
 
-fn encode(me: ShardId, changes: &mut Vec<Change>, clocks: Clocks, batch: &mut Batch) {
-    for Change { number, record, level } in changes.drain(..) {
+fn encode(me: ShardId, out: &mut Outputs, clocks: Clocks, batch: &mut Batch) {
+    for Change { number, record, level } in out.changes.drain(..) {
         batch.push(me, number, &record, clocks);
         batch.sync |= level == crate::broker::Level::Power;
+        if let Record::Publish { mut content, .. } = record
+            && out.contents.len() < CONTENTS_KEPT
+        {
+            content.clear();
+            out.contents.push(content);
+        }
     }
 }

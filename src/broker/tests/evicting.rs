@@ -62,11 +62,9 @@ fn first_id(records: &[Record]) -> u64 {
 
 fn find(records: &[Record], id: MessageId) -> Found<'_> {
     let found = records.iter().find_map(|record| match record {
-        Record::Publish { message, topic, forwarded, payload, qos, retain, deadline, .. }
-            if *message == id =>
-        {
-            let (topic, forwarded, payload, deadline) =
-                (&**topic, &**forwarded, &**payload, *deadline);
+        Record::Publish { message, content, qos, retain, deadline, .. } if *message == id => {
+            let (topic, forwarded) = (content.topic(), content.forwarded());
+            let (payload, deadline) = (content.payload(), *deadline);
             Some(Found::Message { topic, forwarded, payload, qos: *qos, retain: *retain, deadline })
         }
         _ => None,

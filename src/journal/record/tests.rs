@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::broker::Content;
 use crate::codec::mqtt::{PacketId, QoS};
 use crate::journal::testing::entry;
 
@@ -32,9 +33,7 @@ fn every_record_has_its_bytes() {
                 message: MessageId::new(ShardId::new(8), 0x0001_0203_0405_0607),
                 publisher: client(),
                 packet_id: Some(packet_id),
-                topic: "a/b".into(),
-                forwarded: vec![1, 2].into(),
-                payload: Bytes::from_static(b"hi"),
+                content: Content::new("a/b", &[1, 2], Bytes::from_static(b"hi")),
                 qos: QoS::ExactlyOnce,
                 retain: true,
                 deadline: Some(CLOCKS.monotonic + Duration::from_millis(1)),

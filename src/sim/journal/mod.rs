@@ -15,9 +15,9 @@ use bytes::Bytes;
 use super::disk::Disk;
 use super::folder::{self, Folder};
 use super::random::Random;
-use crate::broker::Record;
 use crate::broker::durable::{DurableSession, DurableState, MessageId, PacketId};
 use crate::broker::evict::Asker;
+use crate::broker::{Content, Record};
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::ids::ShardId;
@@ -169,17 +169,14 @@ impl World {
         let len = self.random.pick(&[1, 20, 300, 5000]);
         let unreleased = self.naive.unreleased(&publisher);
         let free = (1..100).find(|id| !unreleased.contains(id)).and_then(PacketId::new);
+        let is_clear = retain && self.random.chance(300);
+        let payload = vec![self.random.below(256) as u8; if is_clear { 0 } else { len }];
+        let content = Content::new(self.random.pick(&["t/0", "t/1", "u"]), &[], payload.into());
         Record::Publish {
             message: MessageId::new(ShardId::new(home), self.sequences[home]),
             publisher,
             packet_id: free.filter(|_| qos == QoS::ExactlyOnce),
-            topic: self.random.pick(&["t/0", "t/1", "u"]).into(),
-            forwarded: Box::default(),
-            payload: if retain && self.random.chance(300) {
-                Bytes::new()
-            } else {
-                Bytes::from(vec![self.random.below(256) as u8; len])
-            },
+            content,
             qos,
             retain,
             deadline: None,

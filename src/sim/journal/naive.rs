@@ -147,8 +147,7 @@ impl Naive {
                 message,
                 publisher,
                 packet_id,
-                topic,
-                payload,
+                content,
                 qos,
                 retain,
                 is_will,
@@ -162,18 +161,18 @@ impl Naive {
                         session.will = None;
                     }
                 }
-                let owed = self.receivers(*message, topic, *qos);
+                let owed = self.receivers(*message, content.topic(), *qos);
                 let kept = Message {
-                    topic: topic.to_string(),
-                    payload: payload.to_vec(),
+                    topic: content.topic().to_owned(),
+                    payload: content.payload().to_vec(),
                     qos: *qos as u8,
                     owed,
                 };
                 self.messages.insert(name, kept);
-                if *retain && payload.is_empty() {
-                    self.retained.remove(&**topic);
+                if *retain && content.payload().is_empty() {
+                    self.retained.remove(content.topic());
                 } else if *retain {
-                    self.retained.insert(topic.to_string(), name);
+                    self.retained.insert(content.topic().to_owned(), name);
                 }
             }
             Record::Session { client_id, expiry_secs, .. } => {
