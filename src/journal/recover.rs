@@ -164,10 +164,13 @@ pub fn recover_some(
         tail: None,
         tail_live: 0,
     };
-    reading.expect(&found.needed)?;
+    // Of the size of a segment: made once.
+    let mut bytes = Vec::new();
+    reading.expect(&found.needed, &mut bytes)?;
     for segment in &found.needed {
-        reading.read_segment(segment)?;
+        reading.read_segment(segment, &mut bytes)?;
     }
+    drop(bytes);
     reading.finish();
     let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
         reading;
@@ -301,16 +304,21 @@ fn oldest_needed(store: &dyn Store, all: &[Found]) -> Result<u64, RecoverError> 
     let mut bytes = Vec::new();
     for found in all.iter().rev() {
         read_whole(store, found, &mut bytes)?;
-        let frames = Frames::new(&bytes, found.sequence).filter(|(_, frame, records)| {
-            let mut is_whole = true;
-            scan::records(frame, records, |_, _| {}, |_| is_whole = false);
-            is_whole
-        });
-        if let Some(oldest) = frames.map(|(_, frame, _)| frame.oldest).max() {
-            return Ok(oldest);
+        let frames: Vec<_> = Frames::new(&bytes, found.sequence).collect();
+        // Only later commits say more: the last that is whole says it.
+        let last = frames.iter().rev().find(|(_, frame, records)| is_whole(frame, records));
+        if let Some((_, frame, _)) = last {
+            return Ok(frame.oldest);
         }
     }
     Ok(0)
+}
+
+/// Whether all of a frame's records are there.
+fn is_whole(frame: &Frame, records: &[u8]) -> bool {
+    let mut is_whole = true;
+    let count = scan::records(frame, records, |_, _| {}, |_| is_whole = false);
+    is_whole && count == frame.records
 }
 
 fn read_whole(store: &dyn Store, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
@@ -351,6 +359,21 @@ struct Pending {
     records: Vec<u8>,
 }
 
+/// The records of a frame, and what is none of it.
+struct Pieces<'a> {
+    whole: Vec<(At, &'a [u8])>,
+    bad: Vec<Bad>,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(frame: &Frame, records: &'a [u8]) -> Self {
+        let mut pieces = Self { whole: Vec::new(), bad: Vec::new() };
+        let Self { whole, bad } = &mut pieces;
+        scan::records(frame, records, |at, body| whole.push((at, body)), |piece| bad.push(piece));
+        pieces
+    }
+}
+
 struct Reading<'a> {
     store: &'a dyn Store,
     fold: Fold,
@@ -367,28 +390,22 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// Freeing segments copies the record of a session behind others of that session: what stands
     /// first of it says whether it was there from the beginning of what is left.
-    fn expect(&mut self, needed: &[Found]) -> Result<(), RecoverError> {
+    fn expect(&mut self, needed: &[Found], bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
         let mut by_commit: BTreeMap<u64, (bool, Vec<Existence>)> = BTreeMap::new();
-        let mut bytes = Vec::new();
         let mut last = 0;
         for found in needed {
-            read_whole(self.store, found, &mut bytes)?;
-            for (_, frame, records) in Frames::new(&bytes, found.sequence) {
+            read_whole(self.store, found, bytes)?;
+            for (_, frame, records) in Frames::new(bytes, found.sequence) {
                 let mut said = Vec::new();
                 scan::of_kinds(&frame, records, record::SESSION_KINDS, |entry| {
                     said.extend(Existence::of(&entry));
                 });
-                let mut is_whole = true;
-                let count = scan::records(&frame, records, |_, _| {}, |_| is_whole = false);
-                is_whole &= count == frame.records;
                 last = last.max(frame.commit);
-                match by_commit.get(&frame.commit) {
-                    // It was whole, although its write had failed.
-                    Some((true, _)) => {}
-                    _ if !is_whole || !said.is_empty() || by_commit.contains_key(&frame.commit) => {
-                        by_commit.insert(frame.commit, (is_whole, said));
-                    }
-                    _ => {}
+                let before = by_commit.get(&frame.commit).map(|(is_whole, _)| *is_whole);
+                // One that was whole counts, although its write had failed. Mostly nothing is said,
+                // and whether it is whole is looked at when its records are taken.
+                if before != Some(true) && !(before.is_none() && said.is_empty()) {
+                    by_commit.insert(frame.commit, (is_whole(&frame, records), said));
                 }
             }
         }
@@ -413,9 +430,8 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn read_segment(&mut self, found: &Found) -> Result<(), RecoverError> {
-        let mut bytes = Vec::new();
-        read_whole(self.store, found, &mut bytes)?;
+    fn read_segment(&mut self, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
+        read_whole(self.store, found, bytes)?;
         self.report.segments += 1;
         self.report.bytes += bytes.len() as u64;
         match &found.header {
@@ -441,7 +457,7 @@ impl Reading<'_> {
             is_opening: false,
             last_read: 0,
         });
-        for (offset, frame, records) in Frames::new(&bytes, found.sequence) {
+        for (offset, frame, records) in Frames::new(bytes, found.sequence) {
             self.read_frame(found.file, offset, &frame, records);
         }
         Ok(())
@@ -464,19 +480,18 @@ impl Reading<'_> {
         if self.pending.as_ref().is_some_and(|pending| pending.frame.commit < frame.commit) {
             self.take_damaged();
         }
-        let mut is_whole = true;
-        let count = scan::records(frame, records, |_, _| {}, |_| is_whole = false);
-        if !is_whole || count != frame.records {
+        let pieces = Pieces::of(frame, records);
+        if !pieces.bad.is_empty() || pieces.whole.len() != frame.records as usize {
             let records = records.to_vec();
             self.pending = Some(Pending { frame: *frame, file, offset, records });
             return;
         }
         self.pending = None;
-        self.take_frame(file, offset, frame, records);
+        self.take_frame(file, offset, frame, pieces);
     }
 
     /// Takes what holds of a frame.
-    fn take_frame(&mut self, file: u32, offset: u64, frame: &Frame, records: &[u8]) {
+    fn take_frame(&mut self, file: u32, offset: u64, frame: &Frame, pieces: Pieces<'_>) {
         let expected = self.last_commit + 1;
         if frame.commit > expected && self.report.commits > 0 {
             self.report.missing_commits += frame.commit - expected;
@@ -507,21 +522,19 @@ impl Reading<'_> {
         self.place = frame.place.wrapping_add(u64::from(frame.records));
         self.report.commits += 1;
         let Self { fold, report, segments, store, tail_live, .. } = self;
-        let bad = std::cell::RefCell::new(Vec::new());
-        let taken = scan::records(
-            frame,
-            records,
-            |at, body| match record::decode(body) {
+        let Pieces { whole, mut bad } = pieces;
+        report.records += whole.len() as u64;
+        for (at, body) in whole {
+            match record::decode(body) {
                 Ok((_, entry)) => {
                     fold.apply(at, &entry);
                     account(fold, segments, frame.commit, tail_live);
                 }
-                Err(why) => bad.borrow_mut().push(Bad { offset: at.offset, len: at.len, why }),
-            },
-            |piece| bad.borrow_mut().push(piece),
-        );
-        report.records += u64::from(taken);
-        for Bad { offset: at, len, why } in bad.into_inner() {
+                Err(why) => bad.push(Bad { offset: at.offset, len: at.len, why }),
+            }
+        }
+        bad.sort_unstable_by_key(|piece| piece.offset);
+        for Bad { offset: at, len, why } in bad {
             report.quarantined += 1;
             report.quarantined_bytes += u64::from(len);
             let start = offset + FRAME_HEADER as u64 + u64::from(at);
@@ -532,7 +545,7 @@ impl Reading<'_> {
 
     fn take_damaged(&mut self) {
         if let Some(Pending { frame, file, offset, records }) = self.pending.take() {
-            self.take_frame(file, offset, &frame, &records);
+            self.take_frame(file, offset, &frame, Pieces::of(&frame, &records));
         }
     }
 
