@@ -9,6 +9,8 @@ port=
 
 # The programs of peers, by name, that were given on the command line.
 declare -A given_programs=()
+# Where it is said how peers are started.
+peers_folder="${peers_folder:-perf/brokers}"
 
 # Builds noctule as it is measured, unless $NOCTULE names one, and prints where it is.
 build_noctule() {
@@ -40,14 +42,14 @@ kind_of() {
     echo "${1%%-*}"
 }
 
-# Reads how the peer $1 is started.
+# Reads how the peer $1 is started: by perf/brokers, or the folder in $peers_folder.
 read_peer() {
     local kind
     kind="$(kind_of "$1")"
     broker_program='' broker_settings='' broker_arguments=() broker_environment=()
-    [[ -f "perf/brokers/$kind.sh" ]] || die "$1: there is no perf/brokers/$kind.sh"
+    [[ -f "$peers_folder/$kind.sh" ]] || die "$1: there is no $peers_folder/$kind.sh"
     # shellcheck source=perf/brokers/mosquitto.sh
-    source "perf/brokers/$kind.sh"
+    source "$peers_folder/$kind.sh"
     broker_program="${given_programs[$1]:-$broker_program}"
 }
 
@@ -81,13 +83,16 @@ try_broker() {
     rm -rf "$work/ready" "$work/broker" "$work"/settings.*
     mkdir "$work/broker"
     if [[ "$name" == noctule-* ]]; then
-        command=("$noctule" serve --listen 127.0.0.1:0 --io "${name#noctule-}" --shards "${shards:-1}"
-            --durability "${durability:-none}" --data "$work/broker" --ready-file "$work/ready")
+        # noctule-uring, or noctule-uring-power.
+        local io="${name#noctule-}" level="${durability:-none}"
+        [[ "$io" != *-* ]] || level="${io#*-}"
+        command=("$noctule" serve --listen 127.0.0.1:0 --io "${io%%-*}" --shards "${shards:-1}"
+            --durability "$level" --data "$work/broker" --ready-file "$work/ready")
     else
         read_peer "$name"
         port=$((20000 + RANDOM % 10000))
         [[ -z "$broker_settings" ]] ||
-            filled_in <"perf/brokers/$broker_settings" >"$work/settings.${broker_settings##*.}"
+            filled_in <"$peers_folder/$broker_settings" >"$work/settings.${broker_settings##*.}"
         local part
         command=(env)
         for part in "${broker_environment[@]}" "$broker_program" "${broker_arguments[@]}"; do

@@ -30,6 +30,8 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// Its highest value.
     pub rss_peak_bytes: u64,
+    /// Given to file systems to be written; 0 where the kernel does not say.
+    pub written_bytes: u64,
 }
 
 /// What it has used between two looks.
@@ -64,6 +66,8 @@ impl Usage {
         let status = fs::read_to_string(process.join("status"))?;
         usage.rss_bytes = field(&status, "VmRSS:") * 1024;
         usage.rss_peak_bytes = field(&status, "VmHWM:") * 1024;
+        let io = fs::read_to_string(process.join("io")).unwrap_or_default();
+        usage.written_bytes = field(&io, "write_bytes:");
         for task in fs::read_dir(process.join("task"))? {
             // A thread may end while we look.
             let task = task?.path();
@@ -131,6 +135,8 @@ mod tests {
         assert_eq!(parse_stat("7 nothing"), None);
         assert_eq!(parse_schedstat("123 45 6\n"), Some(123));
         assert_eq!(field("VmHWM:\t  12 kB\nVmRSS:\t  8 kB\n", "VmRSS:"), 8);
+        let io = "wchar: 5\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n";
+        assert_eq!(field(io, "write_bytes:"), 4096);
     }
 
     /// Also when the thread that was busy has ended: other tests' threads do so all the time.

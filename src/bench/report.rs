@@ -36,6 +36,8 @@ pub(super) struct Stage {
     generator: Spent,
     /// Of the broker, by how much it grew.
     grown_bytes: u64,
+    /// What it has given to file systems.
+    written_bytes: u64,
     broker: Option<(u32, Spent)>,
 }
 
@@ -44,7 +46,9 @@ impl Stage {
         let elapsed = last.at.since(first.at);
         let broker = plan.broker_pid.zip(first.broker).zip(last.broker);
         let rss = |look: Look| look.broker.map_or(0, |usage| usage.rss_bytes);
+        let written = |look: Look| look.broker.map_or(0, |usage| usage.written_bytes);
         Self {
+            written_bytes: written(last).saturating_sub(written(first)),
             grown_bytes: rss(last).saturating_sub(rss(first)),
             seconds: elapsed.as_secs_f64(),
             elapsed,
@@ -166,6 +170,7 @@ impl Input<'_> {
         if let Some(load) = self.load.as_ref().filter(|_| plan.is_bounded()) {
             figure("stored a second", load.per_second(self.stored), "1/s", higher);
             if !self.visit_latency.is_empty() {
+                figure("store p50", millis(self.visit_latency, 0.5), "ms", lower);
                 figure("store p99", millis(self.visit_latency, 0.99), "ms", lower);
             }
             if let Some(micros) = load.broker_micros_each(self.stored) {
@@ -174,6 +179,8 @@ impl Input<'_> {
             if load.broker.is_some() && self.stored > 0 {
                 let bytes = load.grown_bytes as f64 / self.stored as f64;
                 figure("broker memory for each stored", bytes.round(), "B", lower);
+                let bytes = load.written_bytes as f64 / self.stored as f64;
+                figure("broker bytes written for each stored", bytes.round(), "B", lower);
             }
         }
         if let Some(replay) = &self.replay {

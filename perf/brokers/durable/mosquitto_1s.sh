@@ -1,0 +1,5 @@
+# How Mosquitto is started where it is to keep things and saves them each second. Sourced by scripts/brokers.sh, which replaces @...@.
+# shellcheck shell=bash disable=SC2034
+broker_program=mosquitto
+broker_settings=mosquitto_1s.conf
+broker_arguments=(-c @SETTINGS@)

@@ -1,0 +1,202 @@
+//! What a commit costs on this disk, and what stores in its place would: the same records, one sync
+//! for each group of them, one group under way.
+//!
+//! `raw` is a block written with O_DIRECT and O_DSYNC into a file that was zeroed before: less than
+//! that no store does. `noctule-uring` and `noctule-epoll` are the journal through its backends,
+//! without clients; `redb` is a table with `Durability::Immediate`. A line of JSON for each, with the
+//! CPU time of all threads and the bytes that the process gave to the file system.
+//!
+//!     cargo run --release --example commits -- DIRECTORY SECONDS
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use noctule::bench::process::Usage;
+use noctule::broker::durable::MessageId;
+use noctule::broker::{Content, QoS, Record};
+use noctule::clock;
+use noctule::ids::ShardId;
+use noctule::io::file::{BLOCK, BlockBuf};
+use noctule::io::{Backend, Completion, Epoll, Settings, Uring, Wait};
+use noctule::journal::log::{Log, Options};
+use noctule::journal::record::{Batch, Clocks};
+use noctule::journal::recover;
+use noctule::limits::{JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX};
+use redb::{Database, Durability, TableDefinition};
+
+const ORIGIN: ShardId = ShardId::new(0);
+const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("messages");
+/// Records in one group.
+const GROUPS: [u64; 4] = [1, 10, 100, 1000];
+/// A row ends with these, so that it takes little of the disk.
+const RECORDS_MAX: u64 = 1_000_000;
+const RAW_FILE_BYTES: usize = 32 << 20;
+
+fn publish(sequence: u64) -> Record {
+    Record::Publish {
+        message: MessageId::new(ORIGIN, sequence),
+        publisher: Rc::from("sensor-0001"),
+        packet_id: None,
+        content: Content::new(
+            "building/floor-2/room-17/temperature",
+            &[],
+            Bytes::from_static(&[7; 64]),
+        ),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        deadline: None,
+        is_will: false,
+    }
+}
+
+fn clocks() -> Clocks {
+    Clocks { monotonic: clock::now(), unix_ms: clock::unix_time().as_millis() as u64 }
+}
+
+/// Commits one group after the other, which takes from the number of its first record on, and says
+/// what that cost.
+fn measure(store: &str, records: u64, time: Duration, mut commit: impl FnMut(u64)) {
+    for group in 0..20 {
+        commit(1 + group * records);
+    }
+    let usage = || Usage::of(std::process::id()).expect("ourselves");
+    let (mut next, mut took) = (1 + 20 * records, Vec::new());
+    let (before, began) = (usage(), Instant::now());
+    while began.elapsed() < time && next < RECORDS_MAX {
+        let start = Instant::now();
+        commit(next);
+        took.push(start.elapsed());
+        next += records;
+    }
+    let (elapsed, after) = (began.elapsed(), usage());
+    took.sort_unstable();
+    let at = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_nanos() as f64 / 1e3;
+    let count = took.len() as f64 * records as f64;
+    println!(
+        "{{\"store\":\"{store}\",\"records\":{records},\"records_per_second\":{:.0},\
+         \"p50_us\":{:.1},\"p99_us\":{:.1},\"cpu_us\":{:.3},\"bytes\":{:.0}}}",
+        count / elapsed.as_secs_f64(),
+        at(0.5),
+        at(0.99),
+        (after.cpu_nanos - before.cpu_nanos) as f64 / 1e3 / count,
+        (after.written_bytes - before.written_bytes) as f64 / count,
+    );
+}
+
+fn raw(folder: &Path, time: Duration) {
+    let path = folder.join("raw");
+    std::fs::write(&path, vec![0; RAW_FILE_BYTES]).expect("a file");
+    let flags = libc::O_DIRECT | libc::O_DSYNC;
+    let opened = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(&path);
+    let file = opened.expect("a file system with O_DIRECT");
+    file.sync_all().expect("it is zeroed");
+    let block = BlockBuf::zeroed(BLOCK);
+    measure("raw", 1, time, |number| {
+        let at = number as usize * BLOCK % RAW_FILE_BYTES;
+        file.write_all_at(block.as_slice(), at as u64).expect("write a block");
+    });
+}
+
+/// The journal with one shard, and a session that wants all of it.
+struct Host<B> {
+    backend: B,
+    log: Log,
+    number: u64,
+    batch: Batch,
+}
+
+impl<B: Backend> Host<B> {
+    fn bring(&mut self, record: &Record) {
+        self.number += 1;
+        self.batch.push(ORIGIN, self.number, record, clocks());
+    }
+
+    fn commit(&mut self) {
+        self.batch.sync = true;
+        self.log.append(ORIGIN, &self.batch);
+        self.batch.clear(1 << 20);
+        let mut completions = Vec::new();
+        while self.log.committed(ORIGIN) < self.number {
+            self.log.set_clocks(clocks());
+            while let Some(op) = self.log.next_op() {
+                self.backend.file(op);
+            }
+            self.backend.poll(Wait::Forever, &mut completions).expect("it polls");
+            for completion in completions.drain(..) {
+                if let Completion::File(done) = completion {
+                    self.log.handle_done(*done);
+                }
+            }
+        }
+    }
+}
+
+fn journal<B: Backend>(name: &str, backend: B, folder: &Path, records: u64, time: Duration) {
+    let options = Options {
+        folder: folder.join("journal"),
+        placement: 1,
+        segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
+        segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
+    };
+    let log = recover::open(options, 1).expect("an empty journal").log;
+    let mut host = Host { backend, log, number: 0, batch: Batch::default() };
+    let client_id: Rc<str> = Rc::from("archive");
+    host.bring(&Record::Session {
+        client_id: client_id.clone(),
+        expiry_secs: 600,
+        offline_since: None,
+    });
+    host.bring(&Record::Subscribe {
+        client_id,
+        filter: "building/#".into(),
+        options: 1,
+        subscription_id: None,
+        seen: Box::default(),
+    });
+    host.commit();
+    measure(name, records, time, |first| {
+        (first..first + records).for_each(|number| host.bring(&publish(number)));
+        host.commit();
+    });
+}
+
+fn redb(folder: &Path, records: u64, time: Duration) {
+    let database = Database::create(folder.join("redb")).expect("a database");
+    let mut batch = Batch::default();
+    measure("redb", records, time, |first| {
+        let mut write = database.begin_write().expect("a transaction");
+        write.set_durability(Durability::Immediate).expect("it is new");
+        {
+            let mut table = write.open_table(TABLE).expect("a table");
+            for number in first..first + records {
+                batch.clear(1 << 20);
+                batch.push(ORIGIN, number, &publish(number), clocks());
+                for body in batch.bodies() {
+                    table.insert(number, body).expect("insert");
+                }
+            }
+        }
+        write.commit().expect("commit");
+    });
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, seconds] = &args[..] else { panic!("usage: commits DIRECTORY SECONDS") };
+    let time = Duration::from_secs_f64(seconds.parse().expect("SECONDS is a number"));
+    let place = || tempfile::tempdir_in(folder).expect("a directory");
+    raw(place().path(), time);
+    for records in GROUPS {
+        if let Ok(uring) = Uring::new(&Settings::default()) {
+            journal("noctule-uring", uring, place().path(), records, time);
+        }
+        let epoll = Epoll::new(&Settings::default()).expect("epoll");
+        journal("noctule-epoll", epoll, place().path(), records, time);
+        redb(place().path(), records, time);
+    }
+}
