@@ -71,6 +71,64 @@ fn links_lead_to_files() {
     }
 }
 
+/// The tests that a document names, as `[function](file.rs)`: how many, and which of them are none.
+fn named_tests(text: &str, read: impl Fn(&str) -> Option<String>) -> (usize, Vec<String>) {
+    let (mut count, mut stale) = (0, Vec::new());
+    for (at, _) in text.match_indices("](") {
+        let target = text[at + 2..].split(')').next().expect("a target");
+        let name = text[..at].rsplit('[').next().expect("a text");
+        let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !target.ends_with(".rs") || !is_name || name == "tests" {
+            continue;
+        }
+        count += 1;
+        let source = read(target).unwrap_or_default();
+        let declared = format!("#[test]\nfn {name}()");
+        // A test of a module is indented.
+        let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+        if !lines.join("\n").contains(&declared) {
+            stale.push(format!("{name} in {target}"));
+        }
+    }
+    (count, stale)
+}
+
+/// Each line of the guarantees leads to tests that are there.
+#[test]
+fn the_guarantees_are_shown_by_tests() {
+    let readme = read("README.md");
+    let rows = readme.lines().skip_while(|line| !line.starts_with("| MQTT | QoS | contract |"));
+    let rows: Vec<&str> = rows.skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() >= 15, "the table is found: {rows:?}");
+    for row in &rows {
+        assert_eq!(row.matches('|').count(), 7, "{row}");
+        let source = |path: &str| std::fs::read_to_string(package(path)).ok();
+        let (count, stale) = named_tests(row, source);
+        assert!(count > 0, "README.md: no test shows this: {row}");
+        assert!(stale.is_empty(), "README.md names tests that are none: {stale:?}");
+    }
+    for fault in ["client gone", "kill -9", "power cut", "disk full", "torn", "damaged"] {
+        assert!(rows.iter().any(|row| row.contains(fault)), "{fault}");
+    }
+}
+
+/// The check above finds what is stale.
+#[test]
+fn a_stale_link_is_found() {
+    let source = "mod m {\n    #[test]\n    fn it_works() {}\n}\nfn it_helps() {}\n";
+    let read = |path: &str| (path == "tests/a.rs").then(|| source.to_owned());
+    let stale = |text| named_tests(text, read);
+    assert_eq!(stale("[it_works](tests/a.rs) and [more](README.md)"), (1, Vec::new()));
+    for (text, expected) in [
+        ("[it_worked](tests/a.rs)", "it_worked in tests/a.rs"),
+        ("[it_work](tests/a.rs)", "it_work in tests/a.rs"),
+        ("[it_helps](tests/a.rs)", "it_helps in tests/a.rs"),
+        ("[it_works](tests/b.rs)", "it_works in tests/b.rs"),
+    ] {
+        assert_eq!(stale(text), (1, vec![expected.to_owned()]), "{text}");
+    }
+}
+
 #[test]
 fn the_flags_that_the_readme_names_exist() {
     let mut help = String::new();

@@ -353,6 +353,79 @@ fn shared_subscriptions() {
     });
 }
 
+/// Ten messages for a session of each version, `kill -9`, and what a restart gives of them when
+/// `spoil` was at the file that holds the last: its bytes, and where the messages' payloads lie.
+fn spoiled(spoil: impl Fn(&mut [u8], &[usize]), said: &str, expected: &[u8]) {
+    for combination in combinations() {
+        println!("on {combination}");
+        let broker = Broker::build(combination).start();
+        for version in VERSIONS {
+            let mut wire = begin(&broker, version, &format!("{version:?}"));
+            wire.subscribe("s", ExactlyOnce);
+            leave(wire);
+        }
+        let mut wire = publisher(&broker);
+        let payload = |number: u8| format!("payload of message {number}");
+        for number in 0..10 {
+            let qos = [AtLeastOnce, ExactlyOnce][usize::from(number % 2)];
+            wire.publish(publish("s", qos, payload(number).as_bytes()));
+        }
+        let data = broker.data();
+        broker.kill();
+        let files = std::fs::read_dir(data.path().join("journal")).expect("a journal");
+        for path in files.map(|file| file.expect("a file").path()) {
+            let mut bytes = std::fs::read(&path).expect("it can be read");
+            let find = |number| {
+                let needle = payload(number).into_bytes();
+                bytes.windows(needle.len()).position(|window| window == needle)
+            };
+            let places: Vec<usize> = (0..10).filter_map(find).collect();
+            if places.len() == 10 {
+                spoil(&mut bytes, &places);
+                std::fs::write(&path, bytes).expect("it can be written");
+            }
+        }
+        let broker = Broker::build(combination).data(&data).start();
+        assert!(broker.stderr().contains(said), "{}", broker.stderr());
+        for version in VERSIONS {
+            let mut wire = resume(&broker, version, &format!("{version:?}"));
+            let mut got = Vec::new();
+            while got.len() < expected.len() {
+                if let Packet::Publish(publish) = wire.recv() {
+                    let number = publish.payload.last().expect("a number") - b'0';
+                    got.push(number);
+                    let id = publish.packet_id.expect("QoS 1 or 2").get();
+                    let kind = [PacketKind::PubAck, PacketKind::PubRec][usize::from(number % 2)];
+                    wire.send_ack(kind, id);
+                }
+            }
+            got.sort_unstable();
+            assert_eq!(got, expected);
+        }
+        // And it goes on: what comes now is kept as well.
+        publisher(&broker).publish(publish("s", AtLeastOnce, b"x"));
+        broker.stop();
+        let broker = Broker::build(combination).data(&data).start();
+        let mut wire = resume(&broker, V5, "V5");
+        while !matches!(wire.recv(), Packet::Publish(publish) if publish.payload == b"x") {}
+        broker.stop();
+    }
+}
+
+/// A file that ends in the middle of its last commit: that one is left out, it starts, and says so.
+#[test]
+fn a_torn_journal() {
+    let tear = |bytes: &mut [u8], places: &[usize]| bytes[places[9]..].fill(0);
+    spoiled(tear, "torn", &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+/// A byte in the middle is another: its message is lost, named, and no other.
+#[test]
+fn a_damaged_journal() {
+    let damage = |bytes: &mut [u8], places: &[usize]| bytes[places[4]] ^= 1;
+    spoiled(damage, "the journal is damaged", &[0, 1, 2, 3, 5, 6, 7, 8, 9]);
+}
+
 /// With durability `none` nothing is written, and nothing comes back.
 #[test]
 fn none_keeps_nothing() {
