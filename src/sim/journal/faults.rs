@@ -4,14 +4,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::super::disk::Disk;
 use super::super::folder::{self, Folder};
 use super::OPEN_MAX;
-use crate::broker::Record;
 use crate::broker::durable::MessageId;
 use crate::broker::evict::Asker;
+use crate::broker::{Content, Record};
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::ids::ShardId;
@@ -46,9 +44,7 @@ fn publish(sequence: u64, len: usize) -> Record {
         message: MessageId::new(ORIGIN, sequence),
         publisher: Rc::from("p"),
         packet_id: None,
-        topic: "t".into(),
-        forwarded: Box::default(),
-        payload: Bytes::from(vec![sequence as u8; len]),
+        content: Content::new("t", &[], vec![sequence as u8; len].into()),
         qos: QoS::AtLeastOnce,
         retain: false,
         deadline: None,
