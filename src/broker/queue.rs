@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
@@ -238,6 +239,8 @@ pub(crate) struct Queue {
     evicted: usize,
     /// No deadline in it is earlier.
     earliest: Option<Time>,
+    /// Not before then the whole of it is searched again for what has expired.
+    search_at: Time,
     /// Marks of [`evict`](super::evict): it stands in the list of those that hold something, it
     /// waits to ask, it has asked.
     pub(super) is_listed: bool,
@@ -256,12 +259,20 @@ impl Queue {
         bounds: Bounds,
         expired: &mut Vec<Left>,
     ) -> bool {
-        if !self.has_room(size, evicted, bounds)
-            && self.earliest.is_some_and(|earliest| earliest <= now)
-        {
+        while !self.has_room(size, evicted, bounds) {
+            // Those that came first are mostly the first to expire.
+            if self.entries.front().is_some_and(|first| first.is_expired(now)) {
+                expired.extend(self.pop_left());
+                continue;
+            }
+            let may_find = self.earliest.is_some_and(|earliest| earliest <= now);
+            if !may_find || now < self.search_at {
+                return false;
+            }
+            self.search_at = now + EXPIRY_SEARCH;
             self.take_expired(now, expired);
         }
-        self.has_room(size, evicted, bounds)
+        true
     }
 
     fn has_room(&self, size: usize, evicted: bool, bounds: Bounds) -> bool {
@@ -511,6 +522,9 @@ impl Queue {
     }
 }
 
+/// A full queue is searched for what has expired behind its front once in this time: a search looks at
+/// all of it, and a message must not cost that.
+const EXPIRY_SEARCH: Duration = Duration::from_secs(1);
 /// Entries looked at to find one that can be evicted.
 const EVICT_LOOKS: usize = 64;
 /// Entries looked at to find one that was asked for.
@@ -586,6 +600,29 @@ mod tests {
             messages.release(queued.message);
         }
         assert_eq!((queue.held_bytes, messages.len()), (0, 0));
+    }
+
+    /// A full queue, in which each message expires when the next one comes, is not gone through for
+    /// each: what is at the front goes, and what is hidden behind it waits for the next search.
+    #[test]
+    fn a_full_queue_is_searched_seldom() {
+        let (mut messages, mut queue) = (Messages::default(), Queue::default());
+        let at = |secs: u64| Time::from_nanos(secs * 1_000_000_000);
+        let bounds = (3, MUCH);
+        let mut offer = |deadline: Option<u64>, now: Time| {
+            let queued = message(&mut messages, b"m", deadline.map(at), None);
+            offer(&mut queue, &mut messages, queued, now, bounds)
+        };
+        for deadline in [Some(1), None, Some(2)] {
+            assert_eq!(offer(deadline, Time::ZERO), (true, 0));
+        }
+        assert_eq!(offer(Some(3), at(1)), (true, 1), "the front");
+        assert_eq!(offer(Some(4), at(2)), (true, 1), "found by a search");
+        let soon = at(2) + EXPIRY_SEARCH / 2;
+        assert_eq!(offer(Some(9), soon), (false, 0));
+        let later = at(2) + EXPIRY_SEARCH;
+        assert_eq!(offer(Some(9), later), (true, 1), "the third is over");
+        assert_eq!(offer(Some(9), later + EXPIRY_SEARCH / 2), (false, 0), "the fourth not yet");
     }
 
     #[test]
