@@ -89,15 +89,19 @@ pub fn begin_connect(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<Own
 
 /// Sets `IP_BIND_ADDRESS_NO_PORT`. Without it there are fewer ports: advice.
 fn bind_address_no_port(socket: impl AsFd) {
-    let on: libc::c_int = 1;
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+}
+
+/// Sets an option that is advice: one that the kernel does not know stays as it is.
+fn set_int(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
     // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel reads one int.
     #[allow(unsafe_code)]
     let _ = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
+            level,
+            name,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
@@ -138,9 +142,20 @@ pub(super) fn input_age(socket: impl AsFd) -> Duration {
 /// The longest tick of a kernel's clock (`HZ=100`).
 const KERNEL_TICK_MAX: Duration = Duration::from_millis(10);
 
-/// Sets `TCP_QUICKACK`. Failure is of no consequence: it is advice.
+/// `TCP_DELACK_MAX_US` of Linux 6.15, which `libc` does not name yet.
+const TCP_DELACK_MAX_US: libc::c_int = 46;
+/// How long an acknowledgement that is held back waits for data to ride with, in µs: the kernel's own
+/// 40 ms would be felt by a peer that writes small pieces and has Nagle's algorithm on. Two ticks of
+/// the kernel's clock are the least that it takes.
+const DELAYED_ACK_MAX_US: libc::c_int = 10_000;
+
+/// Sets `TCP_QUICKACK`; off, with a bound on how long an acknowledgement is held back. Failure is of no
+/// consequence: it is advice.
 pub(super) fn set_quick_ack(socket: impl AsFd, on: bool) {
-    let _ = rustix::net::sockopt::set_tcp_quickack(socket, on);
+    let _ = rustix::net::sockopt::set_tcp_quickack(&socket, on);
+    if !on {
+        set_int(socket, libc::IPPROTO_TCP, TCP_DELACK_MAX_US, DELAYED_ACK_MAX_US);
+    }
 }
 
 /// Sends FIN. Fails only when the connection is gone, which the receive reports.

@@ -106,6 +106,38 @@ fn idle_is_asleep() {
     );
 }
 
+/// A stream of input has its acknowledgements held back, which saves segments. A peer with Nagle's
+/// algorithm on that writes a packet in small pieces waits for them: now and then, not for each packet.
+#[test]
+fn a_peer_that_writes_in_small_pieces() {
+    const PACKETS: usize = 60;
+    on_all(|broker| {
+        let mut subscriber = online(broker, V311, "subscriber");
+        subscriber.subscribe("t", AtMostOnce);
+        let mut publisher = online(broker, V311, "publisher");
+        publisher.stream().set_nodelay(false).expect("Nagle's algorithm");
+        let packet = [0x30, 5, 0, 1, b't', b'm', b'm'];
+        let mut waits = 0;
+        // Each round makes it a stream, then writes in pieces.
+        for _ in 0..3 {
+            for _ in 0..200 {
+                publisher.send_bytes(&packet);
+                subscriber.expect_bytes(&packet);
+            }
+            for _ in 0..PACKETS {
+                let begun = Instant::now();
+                for piece in packet.chunks(2) {
+                    publisher.send_bytes(piece);
+                }
+                subscriber.expect_bytes(&packet);
+                // The kernel's own delay is 40 ms.
+                waits += usize::from(begun.elapsed() > Duration::from_millis(35));
+            }
+        }
+        assert!(waits < PACKETS, "{waits} of {} packets waited", 3 * PACKETS);
+    });
+}
+
 /// QoS 0 to a subscriber that never reads: dropped beyond its limit, counted, and no reason to
 /// spin. When it reads at last it gets what had been kept, and what comes then.
 ///
