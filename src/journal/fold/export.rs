@@ -1,6 +1,7 @@
 //! The fold as [`DurableState`], which the shards begin with.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -30,8 +31,30 @@ const fn qos(qos: u8) -> QoS {
     }
 }
 
-/// Places in `messages`, by name.
-type Places = HashMap<u64, u32, FixedState>;
+/// Places in `messages`, by name: they stand in the order of their names, and are mostly asked for in
+/// it.
+struct Places {
+    names: Vec<u64>,
+    /// Behind the place that was found last.
+    next: Cell<usize>,
+}
+
+impl Places {
+    fn of(messages: &[DurableMessage]) -> Self {
+        let names = messages.iter().map(|message| message.id.order()).collect();
+        Self { names, next: Cell::new(0) }
+    }
+
+    fn get(&self, name: u64) -> Option<u32> {
+        let next = self.next.get();
+        let place = match self.names.get(next) {
+            Some(found) if *found == name => next,
+            _ => self.names.binary_search(&name).ok()?,
+        };
+        self.next.set(place + 1);
+        u32::try_from(place).ok()
+    }
+}
 
 impl Fold {
     /// All of it, with what the messages and Wills hold read by `bodies`, in the log's order: of
@@ -40,11 +63,8 @@ impl Fold {
         let last = self.last_to_read(most);
         let messages = self.export_messages(bodies, last);
         let wills = self.export_wills(bodies);
-        let mut places = Places::with_capacity_and_hasher(messages.len(), FixedState::default());
-        for (place, message) in messages.iter().enumerate() {
-            places.insert(message.id.order(), place as u32);
-        }
-        let retained = self.retained.values().filter_map(|name| places.get(name).copied());
+        let places = Places::of(&messages);
+        let retained = self.retained.values().filter_map(|name| places.get(*name));
         let mut state = DurableState {
             last_sequence: self.last_sequence,
             retained: retained.collect(),
@@ -65,13 +85,13 @@ impl Fold {
         for slot in groups {
             let group = &self.groups[slot as usize];
             let owed = group.queue.names().filter(|name| self.owed(*name, slot, true).is_some());
-            let (names, on_disk) = in_order(owed, &places, last);
-            let on_disk = on_disk.into_iter().filter_map(|name| {
+            let (read, on_disk) = in_order(owed, &places, last);
+            let on_disk = on_disk.into_iter().filter_map(|(name, _)| {
                 let message = self.messages.get(name)?;
                 evicted(name, message, (message.qos, message.retain), None)
             });
             let on_disk: Vec<DurableEvicted> = on_disk.collect();
-            let owed: Vec<u32> = names.iter().filter_map(|n| places.get(n).copied()).collect();
+            let owed: Vec<u32> = read.into_iter().filter_map(|(_, place)| place).collect();
             if !owed.is_empty() || !on_disk.is_empty() {
                 state.groups.push(DurableGroup { key: group.key.clone(), owed, on_disk });
             }
@@ -144,11 +164,11 @@ impl Fold {
     fn export_session(&self, slot: u32, places: &Places, last: u64) -> DurableSession {
         let session = &self.sessions[slot as usize];
         let owed = session.queue.names().filter(|name| self.owed(*name, slot, false).is_some());
-        let (names, on_disk) = in_order(owed, places, last);
-        let queue = names.iter().filter_map(|name| {
-            let owed = self.owed(*name, slot, false)?;
+        let (read, on_disk) = in_order(owed, places, last);
+        let queue = read.into_iter().filter_map(|(name, place)| {
+            let owed = self.owed(name, slot, false)?;
             Some(DurableQueued {
-                message: *places.get(name)?,
+                message: place?,
                 qos: qos(owed.qos),
                 retain: owed.retain,
                 subscription_ids: owed.ids().collect(),
@@ -156,7 +176,7 @@ impl Fold {
             })
         });
         let queue = queue.collect();
-        let on_disk = on_disk.into_iter().filter_map(|name| {
+        let on_disk = on_disk.into_iter().filter_map(|(name, _)| {
             let (message, owed) = (self.messages.get(name)?, self.owed(name, slot, false)?);
             let extra = (owed.subscription_id != 0).then(|| {
                 Box::new(DurableExtra { subscription_ids: owed.ids().collect(), group: None })
@@ -197,15 +217,18 @@ impl Fold {
     }
 }
 
+/// Names, and where those are that were read.
+type Named = Vec<(u64, Option<u32>)>;
+
 /// Names in their order: the first that were read, and what stays on disk. Of those up to `last`,
 /// the ones that were not read cannot be.
-fn in_order(names: impl Iterator<Item = u64>, places: &Places, last: u64) -> (Vec<u64>, Vec<u64>) {
-    let mut names: Vec<u64> =
-        names.filter(|name| *name > last || places.contains_key(name)).collect();
-    names.sort_unstable();
-    let read = names.iter().take_while(|name| places.contains_key(name)).count();
-    let on_disk = names.split_off(read);
-    (names, on_disk)
+fn in_order(names: impl Iterator<Item = u64>, places: &Places, last: u64) -> (Named, Named) {
+    let placed = names.map(|name| (name, places.get(name)));
+    let mut named: Named = placed.filter(|(name, place)| *name > last || place.is_some()).collect();
+    named.sort_unstable();
+    let read = named.iter().take_while(|(_, place)| place.is_some()).count();
+    let on_disk = named.split_off(read);
+    (named, on_disk)
 }
 
 fn evicted(
@@ -226,7 +249,7 @@ fn export_exchanges(session: &Session, places: &Places) -> Vec<DurableExchange> 
     let mut all: Vec<(&u16, &Exchange)> = session.exchanges.iter().collect();
     all.sort_unstable_by_key(|(_, exchange)| exchange.order);
     let durable = |(id, exchange): (&u16, &Exchange)| {
-        let place = exchange.message.and_then(|name| places.get(&name)).copied();
+        let place = exchange.message.and_then(|name| places.get(name));
         let message = place.filter(|_| !exchange.is_received).map(|message| DurableQueued {
             message,
             qos: QoS::ExactlyOnce,
