@@ -162,6 +162,18 @@ impl Disk {
         self.open.keys().filter(|(whose, _)| *whose == user).count()
     }
 
+    /// Whether something is being written that a crash may tear: what says anything of it stands in
+    /// more than one sector.
+    pub fn is_writing(&self) -> bool {
+        self.under_way.iter().any(|(_, op)| match op {
+            FileOp::Write { buf, from, .. } => {
+                let behind_first = buf.as_slice().get(from + SECTOR..).unwrap_or_default();
+                behind_first.iter().any(|byte| *byte != 0)
+            }
+            _ => false,
+        })
+    }
+
     /// Bytes that were written, or are being written, and not synced.
     pub fn unsynced_bytes(&self) -> u64 {
         let dirty = self.files.iter().flat_map(|file| &file.dirty);

@@ -149,6 +149,8 @@ kinds! {
     DiskReadOnly = "disk-read-only",
     /// A durable broker that leaves queues to its journal alone.
     Evict = "queues-on-disk",
+    /// A crash or a power cut that waits for a write of the journal to be under way.
+    MidWrite = "crash-mid-write",
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

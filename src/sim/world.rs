@@ -99,6 +99,8 @@ pub struct World {
     is_finale: bool,
     /// The disk is well from then on.
     disk_until: Time,
+    /// How the process ends as soon as the journal writes, or after so many steps.
+    doomed: Option<(End, u32)>,
     config: Config,
     seed: u64,
     rounds: u64,
@@ -143,6 +145,7 @@ impl World {
             ring_len: random.pick(&[1, 2, 16]),
             is_finale: false,
             disk_until: Time::ZERO,
+            doomed: None,
             config,
             seed: options.seed,
             rounds: random.between(2, 4),
@@ -220,11 +223,14 @@ impl World {
     /// One step: somebody moves, or time passes.
     fn step(&mut self) {
         self.steps += 1;
+        if self.is_doomed() {
+            return;
+        }
         if self.terms.durable && self.disturb_disk() {
-            return self.crash(End::PowerCut);
+            return self.doom(End::PowerCut);
         }
         match self.disturb() {
-            (true, _) => return self.crash(End::Killed),
+            (true, _) => return self.doom(End::Killed),
             (_, true) => return self.stop(),
             _ => {}
         }
@@ -396,6 +402,7 @@ impl World {
             runner.stalled_until = Time::ZERO;
         }
         self.disk_until = Time::ZERO;
+        self.doomed = None;
         self.end_disk_trouble();
         for client in &mut self.clients {
             client.deaf_until = Time::ZERO;

@@ -44,6 +44,8 @@ pub(super) enum End {
 const UNIX_MS: u64 = 1_000_000_000_000;
 /// The same moment on the world's clock, in seconds.
 const BEGINS_SECS: u64 = 1000;
+/// Steps after which a doomed process ends though nothing is written.
+const DOOMED_STEPS: u32 = 2000;
 /// The longest that a trouble of the disk lasts, in ms.
 const TROUBLE_MS: u64 = 3000;
 
@@ -141,10 +143,35 @@ impl World {
         )
     }
 
+    /// The process ends now, or in the middle of a write.
+    pub(super) fn doom(&mut self, end: End) {
+        let waits = {
+            let faults = &mut self.shared.borrow_mut().network.faults;
+            self.terms.durable && faults.strikes(Kind::MidWrite, &mut self.random, 700)
+        };
+        if waits {
+            self.doomed = Some((end, DOOMED_STEPS));
+        } else {
+            self.crash(end);
+        }
+    }
+
+    /// Whether the process was doomed, and has ended now.
+    pub(super) fn is_doomed(&mut self) -> bool {
+        let Some((end, left)) = self.doomed else { return false };
+        let is_time = left == 0 || self.shared.borrow().disk.is_writing();
+        self.doomed = Some((end, left.saturating_sub(1)));
+        if is_time {
+            self.crash(end);
+        }
+        is_time
+    }
+
     /// The process ends, and another begins.
     pub(super) fn crash(&mut self, end: End) {
         self.keep_counters();
         self.restarts += 1;
+        self.doomed = None;
         {
             let kernel = &mut *self.shared.borrow_mut();
             let shards = self.terms.shards;
