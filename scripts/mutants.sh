@@ -100,7 +100,8 @@ for name in "${names[@]}"; do
             rule=$found_by
         fi
     else
-        build_and build --bin noctule
+        # What the bug leaves unused is no news.
+        log=$(build_and build --bin noctule 2>&1) || die "$name: $log"
         for ((seed = from; seed < from + seeds; seed += 10)); do
             count=$((from + seeds - seed < 10 ? from + seeds - seed : 10))
             if ! log=$(timeout 300 "$(target_dir)/mutants/sim/noctule" sim --seed "$seed" \
