@@ -107,11 +107,10 @@ impl Subscription {
         matches(&self.filter, topic)
     }
 
-    /// Whether it was asked for at QoS 0 and above that, too. What is recorded meanwhile the journal
-    /// may owe nobody: so what is left to it is dropped.
-    fn was_changed_from_0(&self) -> bool {
+    /// Whether it was ever asked for at QoS 0, and whether ever above that.
+    fn levels(&self) -> (bool, bool) {
         let is_low = |asked: &Asked| asked.options.qos == QoS::AtMostOnce;
-        self.asked.iter().any(is_low) && !self.asked.iter().all(is_low)
+        (self.asked.iter().any(is_low), !self.asked.iter().all(is_low))
     }
 
     /// SUBSCRIBEs that may bring retained messages.
@@ -145,6 +144,18 @@ struct Session {
     newest_retained: BTreeMap<Stream, u64>,
     /// Largest packet that the client has ever taken in this life, if it has said one.
     packet_max: Option<u32>,
+}
+
+impl Session {
+    /// Whether a message that this subscription gets at QoS 0 may come above that by the time it is
+    /// delivered, because it was changed, or by another one. When it was recorded the journal may
+    /// have owed it to nobody here: so what is left to the journal is dropped.
+    fn may_raise_from_0(&self, subscription: &Subscription, topic: &str) -> bool {
+        let is_plain = |other: &&Subscription| other.share.is_none() && other.wants(topic);
+        let mut others = self.subscriptions.iter().filter(is_plain);
+        let (is_low, is_high) = subscription.levels();
+        is_low && (is_high || others.any(|other| other.levels().1))
+    }
 }
 
 /// A client's current connection.

@@ -86,7 +86,7 @@ impl Oracle {
                 .asked
                 .iter()
                 .all(|a| (a.options.qos > QoS::AtMostOnce || was_there) && !own(a.options.no_local))
-            && !(self.terms.evicts && subscription.was_changed_from_0())
+            && !(self.terms.evicts && session.may_raise_from_0(subscription, &message.topic))
     }
 
     /// Messages that a client should have.
