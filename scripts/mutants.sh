@@ -13,6 +13,8 @@
 #   --seeds N      give up after so many (200)
 #   --from S       the first seed (1)
 #
+# What was measured last stands in tests/mutants/FOUND.md.
+#
 # A patch that does not apply, or a bug that is not found, fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
