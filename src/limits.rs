@@ -183,6 +183,9 @@ pub const SPARE_INPUTS: usize = 64;
 /// The largest of them, in bytes.
 pub const SPARE_INPUT_BYTES: usize = 4096;
 
+/// The longest that an event loop looks for work before it sleeps, in microseconds: beyond, sleeping
+/// is not what a message waits for.
+pub const SPIN_MICROS_MAX: u32 = 1000;
 /// Size of one provided receive buffer, in bytes.
 pub const RECV_BUFFER_BYTES: usize = 4096;
 /// Provided receive buffers of one shard; a power of two.

@@ -28,6 +28,7 @@ use super::file::FileOp;
 use super::files::Files;
 use super::pool::Pool;
 use super::socket::{self, AcceptTrouble, Reserve};
+use super::spin::Spin;
 use super::table::Table;
 use super::token::Token;
 use super::waker::Waker;
@@ -65,6 +66,7 @@ pub struct Epoll {
     /// See *ready* above. Those that were closed or cancelled meanwhile are skipped.
     ready: VecDeque<ConnId>,
     counters: IoCounters,
+    spin: Spin,
 }
 
 struct Conn {
@@ -124,6 +126,7 @@ impl Epoll {
             sends: Vec::new(),
             ready: VecDeque::new(),
             counters: IoCounters::default(),
+            spin: Spin::new(settings.spin),
         })
     }
 
@@ -203,6 +206,22 @@ impl Epoll {
             (_, None) => return None,
         };
         Some(deadline.since(clock::now()))
+    }
+
+    /// Waits for events; looks first whether something comes soon.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let sleeps = timeout.is_none_or(|timeout| !timeout.is_zero());
+        if let Some(until) = self.spin.until().filter(|_| sleeps) {
+            let until = timeout.map_or(until, |timeout| until.min(clock::now() + timeout));
+            while clock::now() < until {
+                self.epoll.poll(&mut self.events, Some(Duration::ZERO))?;
+                if !self.events.is_empty() {
+                    return Ok(());
+                }
+                self.counters.enters += 1;
+            }
+        }
+        self.epoll.poll(&mut self.events, timeout)
     }
 
     fn take_events(&mut self, completions: &mut Vec<Completion>) {
@@ -441,7 +460,7 @@ impl Backend for Epoll {
         let something_awaited = self.start_sends(completions);
         let timeout = self.timeout(wait, something_done || something_awaited);
         self.counters.enters += 1;
-        match self.epoll.poll(&mut self.events, timeout) {
+        match self.wait(timeout) {
             Ok(()) => self.take_events(completions),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -449,6 +468,9 @@ impl Backend for Epoll {
         self.files.take(&mut self.counters, completions);
         self.accept_all(completions);
         self.read_all(completions);
+        if !self.events.is_empty() {
+            self.spin.found();
+        }
         Ok(())
     }
 

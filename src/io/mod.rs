@@ -68,6 +68,7 @@ mod files;
 mod pool;
 pub mod probe;
 pub mod socket;
+mod spin;
 mod table;
 pub mod tap;
 #[cfg(test)]
@@ -339,6 +340,8 @@ pub struct Settings {
     pub uring_pool: PoolSize,
     /// Buffers of the epoll backend, allocated when first used.
     pub epoll_pool: PoolSize,
+    /// How long to look for something before sleeping, while things come that soon; zero for never.
+    pub spin: Duration,
 }
 
 impl Default for Settings {
@@ -350,6 +353,7 @@ impl Default for Settings {
                 count: limits::EPOLL_BUFFERS,
                 bytes: limits::EPOLL_BUFFER_BYTES,
             },
+            spin: Duration::ZERO,
         }
     }
 }

@@ -125,7 +125,12 @@ const TRIAL_ENTRIES: u32 = 8;
 
 fn trial_settings() -> Settings {
     let size = PoolSize { count: 8, bytes: 256 };
-    Settings { ring_entries: TRIAL_ENTRIES, uring_pool: size, epoll_pool: size }
+    Settings {
+        ring_entries: TRIAL_ENTRIES,
+        uring_pool: size,
+        epoll_pool: size,
+        spin: Duration::ZERO,
+    }
 }
 
 fn good(name: &'static str, detail: impl Into<String>) -> Feature {

@@ -140,6 +140,7 @@ contract! {
     waking_ends_the_wait,
     shards_wake_each_other,
     waits_until_the_deadline_without_waking,
+    looks_before_it_sleeps,
     input_ages_until_it_is_read_and_after,
     a_slot_is_used_again,
     a_removed_listener_refuses,
@@ -160,6 +161,7 @@ fn small_settings() -> Settings {
         ring_entries: 64,
         uring_pool: PoolSize { count: 64, bytes: 1024 },
         epoll_pool: PoolSize { count: 64, bytes: 1024 },
+        spin: Duration::ZERO,
     }
 }
 

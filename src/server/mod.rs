@@ -24,6 +24,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use serde::Serialize;
 
 use crate::broker::Level;
+use crate::io::Settings;
 use crate::io::probe::{self, Selected};
 use crate::io::socket;
 use crate::io::tap::Tap;
@@ -182,6 +183,7 @@ fn assemble(
         broker: broker_config(config, plan.shards()),
         extensions,
         connect_timeout: config.limits.connect_timeout,
+        io: Settings { spin: config.spin, ..Settings::default() },
         placement: data.placement(),
         seed,
     };

@@ -37,6 +37,8 @@ pub struct Common {
     pub extensions: Arc<dyn Extensions>,
     /// Time for CONNECT.
     pub connect_timeout: std::time::Duration,
+    /// How a backend is made.
+    pub io: Settings,
     /// Where sessions and topics live.
     pub placement: PlacementKey,
     /// Seeds what must not be guessed, and differs per shard.
@@ -66,6 +68,7 @@ struct Built {
 struct Job {
     cpu: Option<usize>,
     engine: Engine,
+    io: Settings,
     setup: Setup,
     extensions: Arc<dyn Extensions>,
     built: Sender<Result<Built, String>>,
@@ -138,6 +141,7 @@ pub fn start(
         spawn_shard(Job {
             cpu: *cpu,
             engine: common.engine,
+            io: common.io.clone(),
             setup,
             extensions: Arc::clone(&common.extensions),
             built: built_in.clone(),
@@ -188,7 +192,7 @@ impl Job {
         {
             tracing::warn!(shard = self.setup.id.index(), cpu, "cannot pin the shard to its CPU");
         }
-        let settings = Settings::default();
+        let settings = self.io.clone();
         #[cfg(debug_assertions)]
         if let Some(plan) = fault::Plan::from_env() {
             return self.run_with_faults(&settings, &plan);

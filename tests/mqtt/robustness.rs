@@ -106,6 +106,23 @@ fn idle_is_asleep() {
     );
 }
 
+/// It sleeps as well when it may look for work before.
+#[test]
+fn idle_is_asleep_though_it_may_spin() {
+    on_all_at_once(
+        |builder| builder.arg("--spin-us=1000"),
+        |broker, combination| {
+            let mut wire = broker.connect();
+            wire.handshake(Connect { keep_alive: 0, ..connect(V5, "quick") });
+            for _ in 0..2000 {
+                wire.send_bytes(&[0xc0, 0]);
+                wire.expect_bytes(&[0xd0, 0]);
+            }
+            assert_sleeps(broker, &format!("{combination}, after a rush"));
+        },
+    );
+}
+
 /// A stream of input has its acknowledgements held back, which saves segments. A peer with Nagle's
 /// algorithm on that writes a packet in small pieces waits for them: now and then, not for each packet.
 #[test]

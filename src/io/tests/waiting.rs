@@ -79,6 +79,30 @@ pub(super) fn waits_until_the_deadline_without_waking<B: Open>() {
     rig.poll(Wait::Until(Time::ZERO));
 }
 
+/// With time to look before it sleeps: what comes ends that, and so does the deadline, and a wake.
+pub(super) fn looks_before_it_sleeps<B: Open>() {
+    let settings = Settings { spin: Duration::from_millis(100), ..small_settings() };
+    let (mut rig, mut theirs) = Rig::<B>::connected(&settings);
+    rig.backend.recv(A, RecvMode::Multi);
+    for count in 1..=60 {
+        theirs.write_all(b"x").unwrap();
+        rig.until("input", |rig| rig.input_len() == count);
+        rig.backend.send(A, out(b"y"), SendEnd::Awaited);
+        let mut answer = [0];
+        rig.until("the send", |rig| rig.sent.len() == count);
+        theirs.read_exact(&mut answer).unwrap();
+    }
+    let deadline = clock::now() + Duration::from_millis(20);
+    rig.poll(Wait::Until(deadline));
+    assert!(clock::now() >= deadline);
+    let (waker, seen) = (rig.backend.waker(), rig.backend.counters().wakes_received);
+    let thread = thread::spawn(move || waker.wake());
+    while rig.backend.counters().wakes_received == seen {
+        rig.poll(Wait::Forever);
+    }
+    thread.join().unwrap();
+}
+
 pub(super) fn many_connections_in_few_polls<B: Open>() {
     const CONNS: usize = 500;
     let mut rig = Rig::<B>::new(&with_pool(1024, 64));

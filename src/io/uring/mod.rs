@@ -43,6 +43,7 @@ use self::ring::Ring;
 use super::file::FileOp;
 use super::files::Files;
 use super::socket::{self, Reserve};
+use super::spin::Spin;
 use super::table::Table;
 use super::token::Token;
 use super::waker::Waker;
@@ -110,6 +111,7 @@ pub struct Uring {
     quiet_awaited: bool,
     reaped: Vec<cqueue::Entry>,
     counters: IoCounters,
+    spin: Spin,
 }
 
 struct Conn {
@@ -177,6 +179,7 @@ impl Uring {
             quiet_awaited: false,
             reaped: Vec::with_capacity(COMPLETIONS_PER_TICK),
             counters: IoCounters::default(),
+            spin: Spin::new(settings.spin),
         };
         this.watch_eventfd();
         Ok(this)
@@ -228,6 +231,22 @@ impl Uring {
             self.quiet_sends.push(conn);
         }
         self.push(op);
+    }
+
+    /// The entry of a poll. One that would sleep looks first whether something comes soon: in our own
+    /// memory, without an entry.
+    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> io::Result<()> {
+        let Some(until) = self.spin.until().filter(|_| wait) else {
+            return self.ring.enter(wait, timeout);
+        };
+        self.ring.enter(false, None)?;
+        let until = timeout.map_or(until, |timeout| until.min(clock::now() + timeout));
+        let has_come = |ring: &Ring| ring.has_deferred_work() || ring.has_more();
+        while !has_come(&self.ring) && clock::now() < until {
+            std::hint::spin_loop();
+        }
+        self.counters.enters += 1;
+        self.ring.enter(!has_come(&self.ring), timeout)
     }
 
     /// What the kernel has taken and says nothing of was sent whole. One that did say something is
@@ -675,14 +694,15 @@ impl Backend for Uring {
             }
         };
         self.counters.enters += 1;
-        self.ring.enter(wait, timeout)?;
+        self.enter(wait, timeout)?;
         // Before completions are looked at, which may push more: none of that is quiet.
         let submitted = self.ring.has_submitted_all();
         self.counters.overflow += u64::from(self.ring.overflown());
-        let mut left = COMPLETIONS_PER_TICK;
+        let (mut left, mut has_come) = (COMPLETIONS_PER_TICK, false);
         loop {
             let count = self.reap(left, completions);
             left -= count;
+            has_come |= count > 0;
             // All that was ready belongs into this tick: its answers leave together. An entry costs
             // a tenth of a microsecond, a send of its own three. What has come since the entry waits
             // for the next one: to go on for that would keep the answers back.
@@ -696,6 +716,9 @@ impl Backend for Uring {
         }
         self.finish_quiet_sends(submitted, completions);
         self.files.take(&mut self.counters, completions);
+        if has_come {
+            self.spin.found();
+        }
         Ok(())
     }
 

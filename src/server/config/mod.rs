@@ -37,6 +37,8 @@ pub struct Config {
     pub cpus: Option<CpuList>,
     /// Which kernel interface.
     pub io: io::Choice,
+    /// How long an event loop looks for work before it sleeps, while work came that soon.
+    pub spin: std::time::Duration,
     /// Where the state lives.
     pub data: PathBuf,
     /// Written when the broker serves.
@@ -265,6 +267,7 @@ pub fn resolve(settings: Settings) -> Result<Config, ConfigError> {
         shards: settings.shards.unwrap_or_default(),
         cpus: settings.cpus,
         io: settings.io.unwrap_or_default(),
+        spin: spin(settings.spin_us)?,
         data: settings.data.unwrap_or_else(|| default_data(std::env::var_os("STATE_DIRECTORY"))),
         ready_file: settings.ready_file,
         stats_file: settings.stats_file,
@@ -477,6 +480,18 @@ fn resolve_referral(written: ReferralSettings) -> Result<Option<Referral>, Confi
         ));
     }
     Ok(Some(Referral { server_reference, when }))
+}
+
+fn spin(micros: Option<u32>) -> Result<std::time::Duration, ConfigError> {
+    let micros = micros.unwrap_or(0);
+    if micros > limits::SPIN_MICROS_MAX {
+        let most = limits::SPIN_MICROS_MAX;
+        return Err(ConfigError::of(
+            "spin_us",
+            format!("is {micros}; it must be from 0 to {most}"),
+        ));
+    }
+    Ok(std::time::Duration::from_micros(micros.into()))
 }
 
 fn bytes_within(

@@ -119,6 +119,13 @@ fn strangers_are_let_in_only_when_said_so() {
 }
 
 #[test]
+fn spinning_is_bounded() {
+    let config = resolve(from_flags(&["--spin-us", "50"])).expect("holds");
+    assert_eq!(config.spin.as_micros(), 50);
+    assert!(refused(from_toml("spin_us = 1001\n")).contains("spin_us is 1001"));
+}
+
+#[test]
 fn limits_have_their_ranges() {
     for (line, words) in [
         ("packet_size_max = \"1GiB\"", "limits.packet_size_max is 1GiB"),
