@@ -4,6 +4,7 @@
 # released. perf/README.md says how to read it.
 #
 #   scripts/instructions.sh [CASE...]      all cases of benches/instructions.rs, or these
+#   scripts/instructions.sh --check        all, against perf/instruction-bounds.json: CI's gate
 #
 # KEEP=DIR keeps callgrind's files there, for callgrind_annotate.
 set -euo pipefail
@@ -25,12 +26,26 @@ count() {
             END { print messages, instructions }'
 }
 
+bounds=
+if [[ "${1:-}" == --check ]]; then
+    need_packages jq:jq
+    bounds=perf/instruction-bounds.json
+    shift
+fi
 cases=("$@")
 [[ $# -gt 0 ]] || mapfile -t cases < <("$program")
+failed=0
 printf '%-16s %s\n' case 'instructions a message'
 for case in "${cases[@]}"; do
     read -r messages instructions < <(count "$case" 20000)
     read -r more more_instructions < <(count "$case" 60000)
-    printf '%-16s %8d\n' "$case" \
-        $(((more_instructions - instructions) / (more - messages)))
+    each=$(((more_instructions - instructions) / (more - messages)))
+    if [[ -z "$bounds" ]]; then
+        printf '%-16s %8d\n' "$case" "$each"
+        continue
+    fi
+    bound=$(jq --arg case "$case" '.[$case] // error("no bound for \($case)")' "$bounds")
+    printf '%-16s %8d of %d\n' "$case" "$each" "$bound"
+    [[ "$each" -le "$bound" ]] || failed=$((failed + 1))
 done
+[[ "$failed" == 0 ]] || die "$failed above their bound: perf/README.md says what to do"

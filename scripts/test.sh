@@ -14,6 +14,9 @@
 #   blackbox     everything else with a real process, on the same four
 #   clients      real client libraries in C, Python, JavaScript and Rust, on the same four
 #   cost         system calls, allocations and bytes copied per message, against perf/cost-bounds.json
+#   instructions
+#                what a message takes through codec and broker, against
+#                perf/instruction-bounds.json
 #   fuzz         made-up bytes, some seconds for each target of tests/fuzz
 #
 #   deny         licences, advisories and sources by cargo-deny; only when asked for: it needs the
@@ -28,7 +31,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-STAGES=(format lint unit loom sim conformance blackbox clients cost fuzz)
+STAGES=(format lint unit loom sim conformance blackbox clients cost instructions fuzz)
 # Nothing is skipped: a test that cannot run here fails.
 export CI=${CI:-true}
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -99,6 +102,10 @@ stage_sim() {
 
 stage_cost() {
     scripts/cost.sh --check
+}
+
+stage_instructions() {
+    scripts/instructions.sh --check
 }
 
 stage_fuzz() {
@@ -172,7 +179,7 @@ run_stage() {
     elif [[ $counts == "0 0" ]]; then
         passed=$((passed + 1))
     fi
-    times+=("$(printf '%-11s %4d s  %s' "$stage" $((SECONDS - start)) \
+    times+=("$(printf '%-12s %4d s  %s' "$stage" $((SECONDS - start)) \
         "$([[ $status -eq 0 ]] && echo ok || echo FAILED)")")
 }
 
