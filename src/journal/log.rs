@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use self::commit::{Commit, Flight, RECORDS_AT};
-use super::fold::{At, Fold};
+use super::fold::{At, Counts, Fold};
 use super::prepare::Preparing;
 use super::read::Reader;
 use super::reclaim::Cleaner;
@@ -168,6 +168,13 @@ pub struct LogCounters {
     pub read_errors: u64,
     /// Messages that could not be read, and are lost.
     pub unreadable: u64,
+    /// Records of sessions that are not there; they change nothing.
+    pub strangers: u64,
+    /// Receivers of messages that are not there any more.
+    pub unknown_receivers: u64,
+    /// Ends of deliveries that came before their message and were too many to be remembered: it is
+    /// sent again after the next start.
+    pub early_forgotten: u64,
 }
 
 /// See the [module](self).
@@ -304,7 +311,8 @@ impl Log {
 
     /// What it has counted.
     pub const fn counters(&self) -> LogCounters {
-        self.counters
+        let Counts { strangers, unknown_receivers, early_forgotten } = self.fold.counts;
+        LogCounters { strangers, unknown_receivers, early_forgotten, ..self.counters }
     }
 
     /// The longest that a commit took.

@@ -165,7 +165,16 @@ impl Fold {
             }
         }
         for (holder, is_group) in holders {
-            self.settle(name, holder, is_group);
+            let is_ending = match is_group {
+                true => self.groups[holder as usize].is_ending,
+                false => self.sessions[holder as usize].is_ending,
+            };
+            if !is_ending {
+                self.settle(name, holder, is_group);
+            } else if let Some(message) = self.messages.get_mut(name) {
+                // Its queue is taken apart, and has no books any more.
+                message.receivers.remove(holder, is_group);
+            }
         }
         self.release(name);
     }

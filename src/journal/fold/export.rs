@@ -8,7 +8,8 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 
 use super::messages::{Message, Owed};
-use super::sessions::{Exchange, Session, Sub};
+use super::sessions::{Exchange, Session};
+use super::subs::Sub;
 use super::{At, Fold};
 use crate::broker::QoS;
 use crate::broker::durable::{
@@ -19,7 +20,7 @@ use crate::journal::record::{Entry, Publish, Will, decode, message_of};
 
 /// Reads a record's body from where it lies.
 pub(in crate::journal) trait Bodies {
-    /// The body at `at`; None, counted and reported, if it cannot be read.
+    /// The body at `at`; None, counted and named, if it cannot be read.
     fn body(&mut self, at: At) -> Option<&[u8]>;
 }
 
@@ -76,7 +77,7 @@ impl Fold {
         let mut slots: Vec<u32> = self.clients.values().copied().collect();
         slots.sort_unstable_by_key(|slot| self.sessions[*slot as usize].number);
         for slot in slots {
-            let mut session = self.export_session(slot, &places, last);
+            let mut session = self.export_session(slot, &places);
             session.will = wills.get(&slot).cloned();
             state.sessions.push(session);
         }
@@ -85,7 +86,7 @@ impl Fold {
         for slot in groups {
             let group = &self.groups[slot as usize];
             let owed = group.queue.names().filter(|name| self.owed(*name, slot, true).is_some());
-            let (read, on_disk) = in_order(owed, &places, last);
+            let (read, on_disk) = in_order(owed, &places);
             let on_disk = on_disk.into_iter().filter_map(|(name, _)| {
                 let message = self.messages.get(name)?;
                 evicted(name, message, (message.qos, message.retain), None)
@@ -100,10 +101,8 @@ impl Fold {
     }
 
     fn owed(&self, name: u64, holder: u32, is_group: bool) -> Option<&Owed> {
-        let receivers = &self.messages.get(name)?.receivers;
-        receivers
-            .iter()
-            .find(|owed| (owed.holder, owed.is_group) == (holder, is_group) && !owed.is_assigned)
+        let owed = self.messages.get(name)?.receivers.find(holder, is_group)?;
+        (!owed.is_assigned).then_some(owed)
     }
 
     /// The name of the last message that is read for queues, so that they take `most` bytes.
@@ -161,10 +160,10 @@ impl Fold {
         wills
     }
 
-    fn export_session(&self, slot: u32, places: &Places, last: u64) -> DurableSession {
+    fn export_session(&self, slot: u32, places: &Places) -> DurableSession {
         let session = &self.sessions[slot as usize];
         let owed = session.queue.names().filter(|name| self.owed(*name, slot, false).is_some());
-        let (read, on_disk) = in_order(owed, places, last);
+        let (read, on_disk) = in_order(owed, places);
         let queue = read.into_iter().filter_map(|(name, place)| {
             let owed = self.owed(name, slot, false)?;
             Some(DurableQueued {
@@ -205,12 +204,12 @@ impl Fold {
         };
         let mut all = Vec::new();
         for id in &session.subs {
-            let found = self.plain[*id].iter().find(|sub| sub.session == slot);
+            let found = self.plain[*id].get(slot);
             all.extend(found.map(|sub| durable(self.plain.filter(*id).into(), sub)));
         }
         for group in &session.groups {
             let group = &self.groups[*group as usize];
-            let found = group.members.iter().find(|sub| sub.session == slot);
+            let found = group.members.get(slot);
             all.extend(found.map(|sub| durable(format!("$share/{}", group.key).into(), sub)));
         }
         all
@@ -220,11 +219,10 @@ impl Fold {
 /// Names, and where those are that were read.
 type Named = Vec<(u64, Option<u32>)>;
 
-/// Names in their order: the first that were read, and what stays on disk. Of those up to `last`,
-/// the ones that were not read cannot be.
-fn in_order(names: impl Iterator<Item = u64>, places: &Places, last: u64) -> (Named, Named) {
-    let placed = names.map(|name| (name, places.get(name)));
-    let mut named: Named = placed.filter(|(name, place)| *name > last || place.is_some()).collect();
+/// Names in their order: the first that were read, and what stays on disk. There, too, what could not
+/// be read: it is tried again when it is wanted, and counted if it is lost.
+fn in_order(names: impl Iterator<Item = u64>, places: &Places) -> (Named, Named) {
+    let mut named: Named = names.map(|name| (name, places.get(name))).collect();
     named.sort_unstable();
     let read = named.iter().take_while(|(_, place)| place.is_some()).count();
     let on_disk = named.split_off(read);

@@ -4,7 +4,7 @@
 //! Invariant: a message is here exactly while somebody holds it.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use foldhash::fast::FixedState;
 
@@ -41,6 +41,11 @@ pub(crate) struct Owed {
 }
 
 impl Owed {
+    /// Who holds it; a message's are in this order.
+    pub(crate) const fn key(&self) -> (bool, u32) {
+        (self.is_group, self.holder)
+    }
+
     /// By an exchange of this session.
     pub(crate) const fn assigned(session: u32) -> Self {
         Self {
@@ -75,54 +80,110 @@ pub(crate) enum Receivers {
     #[default]
     None,
     One(Owed),
-    #[expect(clippy::box_collection, reason = "seldom there: a word in each of many")]
-    Many(Box<Vec<Owed>>),
+    Many(Box<Many>),
+}
+
+/// In the order of [`Owed::key`]. Who is gone leaves a gap, until half are gaps: what thousands are
+/// owed ends one by one.
+#[derive(Clone, Debug)]
+pub(crate) struct Many {
+    all: Vec<Owed>,
+    gaps: usize,
+}
+
+/// The QoS of a gap.
+const GAP: u8 = u8::MAX;
+
+impl Many {
+    fn find(&self, key: (bool, u32)) -> Option<usize> {
+        let index = self.all.binary_search_by_key(&key, Owed::key).ok()?;
+        (self.all[index].qos != GAP).then_some(index)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Owed> {
+        self.all.iter().filter(|owed| owed.qos != GAP)
+    }
 }
 
 impl Receivers {
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Owed> {
-        match self {
-            Self::None => [].iter(),
-            Self::One(owed) => std::slice::from_ref(owed).iter(),
-            Self::Many(all) => all.iter(),
+    /// These, of each holder the first; `owed` is empty then.
+    pub(crate) fn of(owed: &mut Vec<Owed>) -> Self {
+        owed.sort_by_key(Owed::key);
+        owed.dedup_by_key(|owed| owed.key());
+        match owed.len() {
+            0 => Self::None,
+            1 => owed.pop().map_or(Self::None, Self::One),
+            _ => Self::Many(Box::new(Many { all: owed.drain(..).collect(), gaps: 0 })),
         }
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Owed> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(owed) => (Some(owed), None),
+            Self::Many(many) => (None, Some(many.iter())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    /// One more, whose holder is not among them.
     pub(crate) fn push(&mut self, owed: Owed) {
         *self = match std::mem::take(self) {
             Self::None => Self::One(owed),
-            Self::One(first) => Self::Many(Box::new(vec![first, owed])),
-            Self::Many(mut all) => {
-                all.push(owed);
-                Self::Many(all)
+            Self::One(first) => Self::of(&mut vec![first, owed]),
+            Self::Many(mut many) => {
+                match many.all.binary_search_by_key(&owed.key(), Owed::key) {
+                    Ok(index) => {
+                        many.gaps -= usize::from(many.all[index].qos == GAP);
+                        many.all[index] = owed;
+                    }
+                    Err(index) => many.all.insert(index, owed),
+                }
+                Self::Many(many)
             }
         };
     }
 
+    pub(crate) fn find(&self, holder: u32, is_group: bool) -> Option<&Owed> {
+        let key = (is_group, holder);
+        match self {
+            Self::One(owed) if owed.key() == key => Some(owed),
+            Self::Many(many) => many.find(key).map(|index| &many.all[index]),
+            _ => None,
+        }
+    }
+
     pub(crate) fn find_mut(&mut self, holder: u32, is_group: bool) -> Option<&mut Owed> {
-        let all = match self {
-            Self::None => return None,
-            Self::One(owed) => std::slice::from_mut(owed),
-            Self::Many(all) => all.as_mut_slice(),
-        };
-        all.iter_mut().find(|owed| (owed.holder, owed.is_group) == (holder, is_group))
+        let key = (is_group, holder);
+        match self {
+            Self::One(owed) if owed.key() == key => Some(owed),
+            Self::Many(many) => many.find(key).map(|index| &mut many.all[index]),
+            _ => None,
+        }
     }
 
     pub(crate) fn remove(&mut self, holder: u32, is_group: bool) -> Option<Owed> {
-        let is_it = |owed: &Owed| (owed.holder, owed.is_group) == (holder, is_group);
+        let key = (is_group, holder);
         match self {
-            Self::One(owed) if is_it(owed) => match std::mem::take(self) {
+            Self::One(owed) if owed.key() == key => match std::mem::take(self) {
                 Self::One(owed) => Some(owed),
                 _ => None,
             },
-            Self::Many(all) => {
-                let removed = all.iter().position(is_it).map(|i| all.swap_remove(i));
-                if all.len() == 1
-                    && let Some(last) = all.pop()
-                {
-                    *self = Self::One(last);
+            Self::Many(many) => {
+                let index = many.find(key)?;
+                let gap = Owed { holder, is_group, qos: GAP, ..Owed::assigned(holder) };
+                let removed = std::mem::replace(&mut many.all[index], gap);
+                many.gaps += 1;
+                let left = many.all.len() - many.gaps;
+                if left <= 1 {
+                    many.all.retain(|owed| owed.qos != GAP);
+                    *self = many.all.pop().map_or(Self::None, Self::One);
+                } else if many.gaps > left {
+                    many.all.retain(|owed| owed.qos != GAP);
+                    many.all.shrink_to_fit();
+                    many.gaps = 0;
                 }
-                removed
+                Some(removed)
             }
             _ => None,
         }
@@ -160,23 +221,46 @@ const PAGE: usize = 32;
 /// None of the name is there.
 const NO_SLOT: u32 = u32::MAX;
 
+/// Messages of one chunk of the table.
+const CHUNK: usize = 1024;
+
+/// A part of the table, which goes when nothing is in it any more.
+#[derive(Debug, Default)]
+struct Chunk {
+    messages: Vec<Option<Message>>,
+    free: Vec<u16>,
+}
+
 /// All of them, by name.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    slots: Vec<Option<Message>>,
-    free: Vec<u32>,
+    chunks: Vec<Option<Chunk>>,
+    /// Chunks with room; the first is filled first, so that the last become empty.
+    with_room: BTreeSet<u32>,
+    /// Places in `chunks` where none is.
+    vacant: Vec<u32>,
+    len: usize,
     /// Pages by what their names have in common; in many parts, so that none takes long to grow.
     parts: Vec<HashMap<u64, Box<Page>, FixedState>>,
     pages: usize,
 }
 
 const PARTS: usize = 64;
+/// Names of pages of one part for which memory is kept.
+const PART_KEPT: usize = 64;
 
 impl Default for Messages {
     fn default() -> Self {
         let part = || HashMap::with_hasher(FixedState::with_seed(0x6d73_6773));
         let parts = (0..PARTS).map(|_| part()).collect();
-        Self { slots: Vec::new(), free: Vec::new(), parts, pages: 0 }
+        Self {
+            chunks: Vec::new(),
+            with_room: BTreeSet::new(),
+            vacant: Vec::new(),
+            len: 0,
+            parts,
+            pages: 0,
+        }
     }
 }
 
@@ -200,26 +284,68 @@ impl Messages {
         (slot != NO_SLOT).then_some(slot as usize)
     }
 
+    fn at(&self, slot: usize) -> Option<&Message> {
+        self.chunks[slot / CHUNK].as_ref()?.messages[slot % CHUNK].as_ref()
+    }
+
     pub(crate) fn get(&self, name: u64) -> Option<&Message> {
-        self.slots[self.slot(name)?].as_ref()
+        self.at(self.slot(name)?)
     }
 
     pub(crate) fn get_mut(&mut self, name: u64) -> Option<&mut Message> {
         let slot = self.slot(name)?;
-        self.slots[slot].as_mut()
+        self.chunks[slot / CHUNK].as_mut()?.messages[slot % CHUNK].as_mut()
+    }
+
+    /// A place in the table.
+    fn store(&mut self, message: Message) -> u32 {
+        let index = match self.with_room.first() {
+            Some(index) => *index,
+            None => {
+                let index = self.vacant.pop().unwrap_or(self.chunks.len() as u32);
+                if index as usize == self.chunks.len() {
+                    self.chunks.push(None);
+                }
+                self.with_room.insert(index);
+                index
+            }
+        };
+        let chunk = self.chunks[index as usize].get_or_insert_default();
+        let place = match chunk.free.pop() {
+            Some(place) => {
+                chunk.messages[usize::from(place)] = Some(message);
+                usize::from(place)
+            }
+            None => {
+                chunk.messages.push(Some(message));
+                chunk.messages.len() - 1
+            }
+        };
+        if chunk.free.is_empty() && chunk.messages.len() == CHUNK {
+            self.with_room.remove(&index);
+        }
+        self.len += 1;
+        index * CHUNK as u32 + place as u32
+    }
+
+    fn take(&mut self, slot: u32) -> Option<Message> {
+        let (index, place) = (slot as usize / CHUNK, slot as usize % CHUNK);
+        let chunk = self.chunks[index].as_mut()?;
+        let message = chunk.messages[place].take()?;
+        self.len -= 1;
+        chunk.free.push(place as u16);
+        if chunk.free.len() == chunk.messages.len() {
+            self.chunks[index] = None;
+            self.with_room.remove(&(index as u32));
+            self.vacant.push(index as u32);
+        } else if chunk.free.len() == 1 {
+            self.with_room.insert(index as u32);
+        }
+        Some(message)
     }
 
     pub(crate) fn insert(&mut self, name: u64, message: Message) {
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = Some(message);
-                slot
-            }
-            None => {
-                self.slots.push(Some(message));
-                (self.slots.len() - 1) as u32
-            }
-        };
+        let slot = self.store(message);
         let (part, page, index) = place(name);
         let page = self.parts[part].entry(page).or_insert_with(|| {
             self.pages += 1;
@@ -232,39 +358,105 @@ impl Messages {
 
     pub(crate) fn remove(&mut self, name: u64) -> Option<Message> {
         let (part, key, index) = place(name);
-        let page = self.parts[part].get_mut(&key)?;
+        let part = &mut self.parts[part];
+        let page = part.get_mut(&key)?;
         let slot = std::mem::replace(&mut page.slots[index], NO_SLOT);
         if slot == NO_SLOT {
             return None;
         }
         page.used -= 1;
         if page.used == 0 {
-            self.parts[part].remove(&key);
+            part.remove(&key);
             self.pages -= 1;
+            if part.capacity() > PART_KEPT && part.len() < part.capacity() / 8 {
+                part.shrink_to((2 * part.len()).max(PART_KEPT));
+            }
         }
-        self.free.push(slot);
-        self.slots[slot as usize].take()
+        self.take(slot)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+    pub(crate) const fn len(&self) -> usize {
+        self.len
     }
 
     /// All of them, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Message)> {
         self.parts.iter().flatten().flat_map(|(key, page)| {
             let slots = page.slots.iter().enumerate();
-            slots.filter(|(_, slot)| **slot != NO_SLOT).filter_map(|(index, slot)| {
-                Some((name_at(*key, index), self.slots[*slot as usize].as_ref()?))
-            })
+            slots
+                .filter(|(_, slot)| **slot != NO_SLOT)
+                .filter_map(|(index, slot)| Some((name_at(*key, index), self.at(*slot as usize)?)))
         })
     }
 
     /// Bytes of memory, without lists of many receivers.
     pub(crate) fn bytes(&self) -> usize {
         let map = self.parts.iter().map(|part| part.capacity() * 17).sum::<usize>();
-        map + self.pages * size_of::<Page>()
-            + self.slots.capacity() * size_of::<Option<Message>>()
-            + self.free.capacity() * 4
+        let chunks = self.chunks.iter().flatten().map(|chunk| {
+            chunk.messages.capacity() * size_of::<Option<Message>>() + chunk.free.capacity() * 2
+        });
+        map + self.pages * size_of::<Page>() + chunks.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owed(holder: u32, is_group: bool) -> Owed {
+        Owed { is_group, is_assigned: false, qos: 1, ..Owed::assigned(holder) }
+    }
+
+    fn message(commit: u64) -> Message {
+        Message {
+            at: At { commit, offset: 0, len: 1 },
+            receivers: Receivers::One(owed(1, false)),
+            is_retained: false,
+            qos: 1,
+            retain: false,
+        }
+    }
+
+    #[test]
+    fn receivers_are_found_and_go_one_by_one() {
+        let all = (0..1000).flat_map(|holder| [owed(999 - holder, true), owed(holder, false)]);
+        let mut receivers = Receivers::of(&mut all.collect());
+        assert_eq!(receivers.iter().count(), 2000);
+        for holder in (0..1000).step_by(2) {
+            assert!(receivers.remove(holder, false).is_some());
+            assert!(receivers.remove(holder, false).is_none(), "once");
+            assert!(receivers.find(holder, false).is_none());
+        }
+        receivers.push(owed(0, false));
+        receivers.push(owed(5000, false));
+        assert_eq!(receivers.iter().count(), 1502);
+        assert!(receivers.find_mut(1, false).is_some() && receivers.find(0, true).is_some());
+        let keys: Vec<(bool, u32)> = receivers.iter().map(Owed::key).collect();
+        assert!(keys.is_sorted() && keys.len() == 1502);
+        for (is_group, holder) in keys {
+            assert!(!receivers.is_empty());
+            assert!(receivers.remove(holder, is_group).is_some());
+        }
+        assert!(receivers.is_empty());
+    }
+
+    /// What a backlog has taken is given back when it is gone, while a few stay.
+    #[test]
+    fn memory_is_given_back() {
+        let mut messages = Messages::default();
+        let names = |from: u64| (from..from + 100_000).map(|sequence| sequence << 8);
+        for round in 0..3 {
+            names(round * 1_000_000).for_each(|name| messages.insert(name, message(name)));
+            let most = messages.bytes();
+            for name in names(round * 1_000_000) {
+                assert_eq!(messages.get(name).map(|m| m.at.commit), Some(name));
+                if name >> 8 != round * 1_000_000 + 7 {
+                    assert!(messages.remove(name).is_some());
+                }
+            }
+            assert_eq!(messages.len() as u64, round + 1);
+            assert_eq!(messages.iter().count() as u64, round + 1);
+            assert!(messages.bytes() * 10 < most, "{} of {most}", messages.bytes());
+        }
     }
 }

@@ -24,10 +24,11 @@ pub mod export;
 mod messages;
 mod queue;
 mod sessions;
+mod subs;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use foldhash::fast::FixedState;
 use slab::Slab;
@@ -35,11 +36,14 @@ use slab::Slab;
 use super::record::{Assign, Entry, Publish, Receiver};
 use super::wire::Numbers;
 use crate::broker::topic_tree::{FilterId, TopicTree};
-use crate::limits::{JOURNAL_EARLY_MAX, JOURNAL_UNSUBSCRIBE_LOOKS, SHARDS_MAX};
+use crate::limits::{
+    JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP, JOURNAL_UNSUBSCRIBE_LOOKS, SHARDS_MAX,
+};
 pub use messages::At;
 use messages::{Message, Messages, Owed, Receivers};
 use queue::Queue;
-use sessions::{Exchange, Group, Session, Sub};
+use sessions::{Exchange, Group, Session};
+use subs::Subs;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -52,15 +56,18 @@ pub struct Fold {
     numbers: HashMap<u64, (u32, bool), FixedState>,
     next_number: u64,
     next_serial: u64,
-    plain: TopicTree<Vec<Sub>>,
+    plain: TopicTree<Subs>,
     /// Groups by the filter without their name.
     shared: TopicTree<Vec<u32>>,
     messages: Messages,
     retained: HashMap<Box<str>, u64, FixedState>,
     /// By origin: the sequence number of the last PUB.
     last_pub: Vec<u64>,
-    /// Messages that holders have done with before their PUB was taken.
-    early: BTreeMap<u64, Vec<(u32, bool)>>,
+    /// By origin: subscriptions whose SUB has seen a message with this sequence number, until its PUB
+    /// or a later one is taken.
+    passing: Vec<BTreeSet<(u64, FilterId, u32)>>,
+    /// By origin: messages that holders have done with before their PUB was taken.
+    early: Vec<BTreeMap<u64, Vec<(u32, bool)>>>,
     early_len: usize,
     /// Sessions that have a message assigned whose PUB was not taken yet.
     early_assigns: BTreeMap<u64, Vec<u32>>,
@@ -143,7 +150,8 @@ impl Fold {
             messages: Messages::default(),
             retained: table(seed ^ 4),
             last_pub: vec![0; SHARDS_MAX],
-            early: BTreeMap::new(),
+            passing: vec![BTreeSet::new(); SHARDS_MAX],
+            early: vec![BTreeMap::new(); SHARDS_MAX],
             early_len: 0,
             early_assigns: BTreeMap::new(),
             ending: Vec::new(),
@@ -322,7 +330,7 @@ impl Fold {
         candidates.clear();
         let (sequence, origin) = (sequence_of(publish.message), origin_of(publish.message));
         plain.visit_matches(publish.topic, |_, subs| {
-            for sub in subs {
+            for sub in subs.iter() {
                 let is_own = sub.options & NO_LOCAL != 0
                     && *sessions[sub.session as usize].client_id == *publish.publisher;
                 let had = publish.qos == 1
@@ -360,7 +368,7 @@ impl Fold {
         let Self { resolved, groups, shared, .. } = self;
         shared.visit_matches(publish.topic, |_, slots| {
             for slot in slots {
-                let granted = groups[*slot as usize].granted();
+                let granted = groups[*slot as usize].members.granted();
                 if granted > 0 {
                     resolved.push(Owed {
                         holder: *slot,
@@ -375,7 +383,7 @@ impl Fold {
                 }
             }
         });
-        if let Some(done) = self.early.get(&publish.message) {
+        if let Some(done) = self.early[origin].get(&publish.message) {
             self.resolved.retain(|owed| !done.contains(&(owed.holder, owed.is_group)));
         }
     }
@@ -422,6 +430,7 @@ impl Fold {
         }
         self.insert(at, publish);
         self.forget_early(name);
+        self.forget_seen(origin);
         if publish.retain {
             self.retain(publish.topic, name, !publish.payload.is_empty());
             self.release(name);
@@ -436,11 +445,10 @@ impl Fold {
         if !self.early_assigns.is_empty() {
             self.hold_for_early(name);
         }
-        let mut receivers = Receivers::None;
-        for owed in self.resolved.drain(..) {
+        let receivers = Receivers::of(&mut self.resolved);
+        for owed in receivers.iter() {
             if owed.is_assigned {
                 self.sessions[owed.holder as usize].assigned.push(name);
-                receivers.push(owed);
                 continue;
             }
             let holder = match owed.is_group {
@@ -448,7 +456,6 @@ impl Fold {
                 false => &mut self.sessions[owed.holder as usize].queue,
             };
             holder.push(name);
-            receivers.push(owed);
         }
         if receivers.is_empty() && !publish.retain {
             return;
@@ -533,18 +540,16 @@ impl Fold {
 
     /// This holder is done with it, or will be when its PUB comes.
     fn done_with(&mut self, name: u64, holder: u32, is_group: bool) {
-        if self.messages.get(name).is_some() {
-            let is_assigned = self.messages.get_mut(name).is_some_and(|message| {
-                message.receivers.find_mut(holder, is_group).is_some_and(|o| o.is_assigned)
-            });
-            if !is_assigned {
+        if let Some(message) = self.messages.get(name) {
+            if message.receivers.find(holder, is_group).is_some_and(|owed| !owed.is_assigned) {
                 self.settle(name, holder, is_group);
             }
         } else if sequence_of(name) > self.last_pub[origin_of(name)] {
-            self.early.entry(name).or_default().push((holder, is_group));
+            self.early[origin_of(name)].entry(name).or_default().push((holder, is_group));
             self.early_len += 1;
             if self.early_len > JOURNAL_EARLY_MAX
-                && let Some((_, forgotten)) = self.early.pop_first()
+                && let Some(most) = self.early.iter_mut().max_by_key(|early| early.len())
+                && let Some((_, forgotten)) = most.pop_first()
             {
                 self.early_len -= forgotten.len();
                 self.counts.early_forgotten += forgotten.len() as u64;
@@ -555,28 +560,44 @@ impl Fold {
     /// What was early for this message, or for one of its origin that will not come any more, is
     /// of no use.
     fn forget_early(&mut self, name: u64) {
-        if self.early.is_empty() {
-            return;
+        while let Some(first) = self.early[origin_of(name)].first_entry()
+            && *first.key() <= name
+        {
+            self.early_len -= first.remove().len();
         }
-        let origin = origin_of(name);
-        let late: Vec<u64> = self
-            .early
-            .range(..=name)
-            .map(|(early, _)| *early)
-            .filter(|early| origin_of(*early) == origin)
-            .collect();
-        for early in late {
-            self.early_len -= self.early.remove(&early).map_or(0, |holders| holders.len());
+    }
+
+    /// What SUBs have seen of this origin, and has been taken, is of no use: some in a turn.
+    fn forget_seen(&mut self, origin: usize) {
+        let Self { passing, plain, last_pub, .. } = self;
+        for _ in 0..JOURNAL_ENDING_STEP {
+            let Some((sequence, filter, session)) = passing[origin].first().copied() else {
+                return;
+            };
+            if sequence > last_pub[origin] {
+                return;
+            }
+            passing[origin].pop_first();
+            if let Some(sub) = plain[filter].get_mut(session) {
+                sub.seen
+                    .retain(|name| (origin_of(*name), sequence_of(*name)) != (origin, sequence));
+                sub.seen.shrink_to_fit();
+            }
         }
     }
 
     /// Takes a holder off a message.
     fn settle(&mut self, name: u64, holder: u32, is_group: bool) -> Option<Owed> {
-        let owed = self.messages.get_mut(name)?.receivers.remove(holder, is_group)?;
+        let message = self.messages.get_mut(name)?;
+        let owed = message.receivers.remove(holder, is_group)?;
+        if message.receivers.is_empty() && !message.is_retained {
+            let at = message.at;
+            self.messages.remove(name);
+            self.gone(Some(at));
+        }
         if !owed.is_assigned {
             self.settle_queue(holder, is_group);
         }
-        self.release(name);
         Some(owed)
     }
 
@@ -587,11 +608,8 @@ impl Fold {
             false => &mut sessions[holder as usize].queue,
         };
         queue.settle(|name| {
-            messages.get(name).is_some_and(|message| {
-                message.receivers.iter().any(|owed| {
-                    (owed.holder, owed.is_group) == (holder, is_group) && !owed.is_assigned
-                })
-            })
+            let owed = messages.get(name).and_then(|m| m.receivers.find(holder, is_group));
+            owed.is_some_and(|owed| !owed.is_assigned)
         });
     }
 
@@ -610,7 +628,7 @@ impl Fold {
                     order = old.order;
                 }
             } else {
-                self.end_exchange(slot, &old);
+                self.end_exchange(slot, old.held());
             }
         }
         let is_received = assign.copied.is_some_and(|(_, is_received)| is_received);
@@ -656,8 +674,8 @@ impl Fold {
     }
 
     /// The exchange is over, or has had its packet id taken.
-    fn end_exchange(&mut self, slot: u32, exchange: &Exchange) {
-        if let Some(name) = exchange.message.filter(|_| !exchange.is_received) {
+    fn end_exchange(&mut self, slot: u32, held: Option<u64>) {
+        if let Some(name) = held {
             self.settle(name, slot, false);
         }
     }
@@ -683,11 +701,11 @@ impl Fold {
             }
             return self.came(at);
         };
-        let before = exchange.clone();
+        let held = exchange.held();
         exchange.is_received = true;
         let old = exchange.received_at.replace(at);
         self.replaced(old, at);
-        self.end_exchange(slot, &before);
+        self.end_exchange(slot, held);
     }
 
     fn done(&mut self, client_id: &str, packet_id: u16, message: Option<u64>) {
@@ -700,7 +718,7 @@ impl Fold {
         {
             self.gone(Some(exchange.at));
             self.gone(exchange.received_at);
-            self.end_exchange(slot, &exchange);
+            self.end_exchange(slot, exchange.held());
         } else if let Some(name) = message {
             let holds = |e: &Exchange| e.message == Some(name) && !e.is_received;
             if !exchanges.values().any(holds) && self.messages.get(name).is_some() {
@@ -731,10 +749,7 @@ impl Fold {
         let session = &self.sessions[slot as usize];
         let is_ended = |name: &u64| {
             let Some(message) = self.messages.get(*name) else { return false };
-            let owed = message
-                .receivers
-                .iter()
-                .find(|owed| (owed.holder, owed.is_group) == (slot, false) && !owed.is_assigned);
+            let owed = message.receivers.find(slot, false).filter(|owed| !owed.is_assigned);
             let had = message.qos == 1
                 && seen.iter().any(|last| {
                     origin_of(last) == origin_of(*name) && sequence_of(*name) <= sequence_of(last)
@@ -753,6 +768,13 @@ fn put_receivers<'a>(
 ) {
     let mut ids = Vec::new();
     for owed in all {
+        let is_ending = match owed.is_group {
+            true => groups[owed.holder as usize].is_ending,
+            false => sessions[owed.holder as usize].is_ending,
+        };
+        if is_ending {
+            continue;
+        }
         ids.clear();
         let receiver = Receiver {
             number: match owed.is_group {

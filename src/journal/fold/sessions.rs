@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{At, FilterId, Fold, QOS_BITS, Queue, origin_of, sequence_of};
+use super::subs::{Members, Sub, Subs};
+use super::{At, FilterId, Fold, Queue, origin_of, sequence_of};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_ENDING_STEP, TOPIC_LEVELS_MAX};
 
@@ -27,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) queue: Queue,
     /// Messages that a copy says an exchange holds, which may be over, or not read yet.
     pub(crate) assigned: Vec<u64>,
+    /// It is gone, and what it is owed is taken apart.
+    pub(crate) is_ending: bool,
 }
 
 /// A QoS 2 message on its way to a session.
@@ -45,28 +48,6 @@ pub(crate) struct Exchange {
     pub(crate) received_at: Option<At>,
 }
 
-/// One subscription, with the others of its filter.
-#[derive(Debug)]
-pub(crate) struct Sub {
-    pub(crate) session: u32,
-    pub(crate) options: u8,
-    /// 0 without one.
-    pub(crate) subscription_id: u32,
-    /// Given once.
-    pub(crate) serial: u64,
-    /// What of the names that SUB has seen is still above the last PUB of its origin.
-    pub(crate) seen: Vec<u64>,
-    pub(crate) at: At,
-}
-
-impl Sub {
-    /// A SUB changes it, which began before. Where the record is that it came from.
-    fn change(&mut self, new: Self) -> At {
-        let (serial, seen) = (self.serial, std::mem::take(&mut self.seen));
-        std::mem::replace(self, Self { serial, seen, ..new }).at
-    }
-}
-
 /// A shared subscription's group.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -75,14 +56,16 @@ pub(crate) struct Group {
     /// The host's.
     pub(crate) number: u64,
     pub(crate) at: At,
-    pub(crate) members: Vec<Sub>,
+    pub(crate) members: Members,
     pub(crate) queue: Queue,
+    /// What it is owed is taken apart: no record means it any more.
+    pub(crate) is_ending: bool,
 }
 
-impl Group {
-    /// The highest QoS of a member.
-    pub(crate) fn granted(&self) -> u8 {
-        self.members.iter().map(|member| member.options & QOS_BITS).max().unwrap_or(0)
+impl Exchange {
+    /// The message that it holds.
+    pub(crate) fn held(&self) -> Option<u64> {
+        self.message.filter(|_| !self.is_received)
     }
 }
 
@@ -142,6 +125,7 @@ impl Fold {
             exchanges: BTreeMap::new(),
             queue: Queue::default(),
             assigned: Vec::new(),
+            is_ending: false,
         };
         let slot = self.sessions.insert(session) as u32;
         self.clients.insert(client_id.into(), slot);
@@ -172,8 +156,8 @@ impl Fold {
         missing.iter().for_each(|client_id| self.end_session(client_id));
         for slot in self.clients.values().copied().collect::<Vec<u32>>() {
             let session = &mut self.sessions[slot as usize];
-            let held = |e: &Exchange| e.message.filter(|_| !e.is_received);
-            let held: BTreeSet<u64> = session.exchanges.values().filter_map(held).collect();
+            let held: BTreeSet<u64> =
+                session.exchanges.values().filter_map(Exchange::held).collect();
             let mut over = std::mem::take(&mut session.assigned);
             over.retain(|name| !held.contains(name));
             over.iter().for_each(|name| drop(self.settle(*name, slot, false)));
@@ -188,6 +172,7 @@ impl Fold {
     pub(super) fn end_session(&mut self, client_id: &str) {
         let Some(slot) = self.clients.remove(client_id) else { return };
         let session = &mut self.sessions[slot as usize];
+        session.is_ending = true;
         self.numbers.remove(&session.number);
         let (subs, groups) =
             (std::mem::take(&mut session.subs), std::mem::take(&mut session.groups));
@@ -202,7 +187,7 @@ impl Fold {
         for exchange in exchanges.into_values() {
             self.gone(Some(exchange.at));
             self.gone(exchange.received_at);
-            self.end_exchange(slot, &exchange);
+            self.end_exchange(slot, exchange.held());
         }
         for name in std::mem::take(&mut self.sessions[slot as usize].assigned) {
             self.settle(name, slot, false);
@@ -214,7 +199,7 @@ impl Fold {
     }
 
     fn forget_early_of(&mut self, slot: u32, is_group: bool) {
-        for holders in self.early.values_mut() {
+        for holders in self.early.iter_mut().flat_map(BTreeMap::values_mut) {
             let before = holders.len();
             holders.retain(|holder| *holder != (slot, is_group));
             self.early_len -= before - holders.len();
@@ -265,11 +250,9 @@ impl Fold {
     pub(super) fn sub(&self, slot: u32, filter: &str) -> Option<&Sub> {
         if let Some((key, _)) = shared(filter) {
             let group = &self.groups[*self.group_keys.get(key)? as usize];
-            return group.members.iter().find(|member| member.session == slot);
+            return group.members.get(slot);
         }
-        let subs = self.plain.get(filter)?;
-        let index = subs.binary_search_by_key(&slot, |sub| sub.session).ok()?;
-        Some(&subs[index])
+        self.plain.get(filter)?.get(slot)
     }
 
     pub(super) fn subscribe(
@@ -295,25 +278,15 @@ impl Fold {
         let old = if let Some((key, inner)) = shared(filter) {
             let group = self.group(at, key, inner);
             self.sessions[slot as usize].groups.insert(group);
-            let members = &mut self.groups[group as usize].members;
-            match members.iter_mut().find(|member| member.session == slot) {
-                Some(member) => Some(member.change(new)),
-                None => {
-                    members.push(new);
-                    None
-                }
-            }
+            self.groups[group as usize].members.put(new)
         } else {
-            let id = self.plain.insert_with(filter, Vec::new);
-            self.sessions[slot as usize].subs.insert(id);
-            let subs = &mut self.plain[id];
-            match subs.binary_search_by_key(&slot, |sub| sub.session) {
-                Ok(index) => Some(subs[index].change(new)),
-                Err(index) => {
-                    subs.insert(index, new);
-                    None
+            let id = self.plain.insert_with(filter, Subs::default);
+            if self.sessions[slot as usize].subs.insert(id) {
+                for name in &new.seen {
+                    self.passing[origin_of(*name)].insert((sequence_of(*name), id, slot));
                 }
             }
+            self.plain[id].put(new)
         };
         self.replaced(old, at);
     }
@@ -333,8 +306,10 @@ impl Fold {
 
     fn remove_sub(&mut self, slot: u32, filter: FilterId) {
         let subs = &mut self.plain[filter];
-        let Ok(index) = subs.binary_search_by_key(&slot, |sub| sub.session) else { return };
-        let sub = subs.remove(index);
+        let Some(sub) = subs.remove(slot) else { return };
+        for name in &sub.seen {
+            self.passing[origin_of(*name)].remove(&(sequence_of(*name), filter, slot));
+        }
         if subs.is_empty() {
             self.plain.remove_id(filter);
         }
@@ -353,10 +328,11 @@ impl Fold {
     }
 
     fn add_group(&mut self, at: At, key: &str, filter: &str, number: u64) -> u32 {
-        let group =
-            Group { key: key.into(), number, at, members: Vec::new(), queue: Queue::default() };
+        let members = Members::default();
+        let (key, queue) = (Box::from(key), Queue::default());
+        let group = Group { key, number, at, members, queue, is_ending: false };
         let slot = self.groups.insert(group) as u32;
-        self.group_keys.insert(key.into(), slot);
+        self.group_keys.insert(self.groups[slot as usize].key.clone(), slot);
         self.numbers.insert(number, (slot, true));
         self.next_number = self.next_number.max(number.saturating_add(1));
         let id = self.shared.insert_with(filter, Vec::new);
@@ -386,7 +362,8 @@ impl Fold {
     }
 
     fn end_group(&mut self, group: u32) {
-        let Group { key, number, at, .. } = &mut self.groups[group as usize];
+        let Group { key, number, at, is_ending, .. } = &mut self.groups[group as usize];
+        *is_ending = true;
         let (key, number, at) = (std::mem::take(key), *number, *at);
         self.gone(Some(at));
         self.group_keys.remove(&key);
@@ -409,16 +386,45 @@ impl Fold {
     /// A member is gone; what the group is owed ends with the last that could have it.
     fn leave(&mut self, slot: u32, group: u32) {
         let members = &mut self.groups[group as usize].members;
-        let Some(index) = members.iter().position(|member| member.session == slot) else { return };
-        let member = members.remove(index);
-        let is_over = members.is_empty();
-        let is_owed = self.groups[group as usize].granted() > 0;
+        let Some(member) = members.remove(slot) else { return };
+        let (is_over, granted) = (members.is_empty(), members.granted());
         self.gone(Some(member.at));
         if is_over {
             self.end_group(group);
-        } else if !is_owed {
-            let names: Vec<u64> = self.groups[group as usize].queue.names().collect();
-            names.into_iter().for_each(|name| drop(self.settle(name, group, true)));
+        } else if granted == 0 {
+            self.owe_nothing(group);
         }
+    }
+
+    /// A group that goes on and is owed nothing any more, however much that was: it gets a place of
+    /// its own, and what it was owed is taken apart in the old one.
+    fn owe_nothing(&mut self, old: u32) {
+        let group = &mut self.groups[old as usize];
+        let queue = std::mem::take(&mut group.queue);
+        if queue.names().next().is_none() {
+            return;
+        }
+        group.is_ending = true;
+        let (number, at) = (group.number, group.at);
+        let members = std::mem::take(&mut group.members);
+        let key = group.key.clone();
+        let (new, is_ending) = (Queue::default(), false);
+        let group = Group { key: key.clone(), number, at, members, queue: new, is_ending };
+        let new = self.groups.insert(group) as u32;
+        for member in self.groups[new as usize].members.iter() {
+            let groups = &mut self.sessions[member.session as usize].groups;
+            groups.remove(&old);
+            groups.insert(new);
+        }
+        self.numbers.insert(number, (new, true));
+        if let Some((_, filter)) = key.split_once('/')
+            && let Some(places) = self.shared.get_mut(filter)
+        {
+            places.iter_mut().filter(|place| **place == old).for_each(|place| *place = new);
+        }
+        self.group_keys.insert(key, new);
+        self.forget_early_of(old, true);
+        self.ending.push((old, true, queue));
+        self.take_apart(JOURNAL_ENDING_STEP);
     }
 }

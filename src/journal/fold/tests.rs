@@ -1,6 +1,9 @@
 //! What must hold of a fold at any time.
 
 use super::{At, Fold};
+use crate::journal::record::{Entry, Publish, Receivers};
+use crate::journal::wire::Numbers;
+use crate::limits::{JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP};
 
 impl Fold {
     /// Messages that only exchanges hold which are over.
@@ -33,9 +36,7 @@ impl Fold {
             all.extend(session.exchanges.values().map(|exchange| exchange.at));
             all.extend(session.exchanges.values().filter_map(|exchange| exchange.received_at));
             for id in &session.subs {
-                all.extend(
-                    self.plain[*id].iter().filter(|sub| sub.session as usize == slot).map(|s| s.at),
-                );
+                all.extend(self.plain[*id].get(slot as u32).map(|sub| sub.at));
             }
         }
         for slot in self.group_keys.values() {
@@ -46,4 +47,160 @@ impl Fold {
         all.retain(|at| *at != At::default());
         all
     }
+}
+
+fn at(commit: u64) -> At {
+    At { commit, offset: 0, len: 10 }
+}
+
+fn publish(sequence: u64, qos: u8) -> Publish<'static> {
+    Publish {
+        message: sequence << 8,
+        is_copy: false,
+        is_value: false,
+        publisher: "p",
+        packet_id: None,
+        qos,
+        retain: false,
+        is_will: false,
+        deadline: Some(1),
+        topic: "t",
+        forwarded: &[],
+        payload: &[],
+        receivers: Receivers::default(),
+    }
+}
+
+/// A fold as the host has it, with a commit for each record.
+struct Host {
+    fold: Fold,
+    commit: u64,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self { fold: Fold::new(1), commit: 0 }
+    }
+
+    fn apply(&mut self, entry: &Entry<'_>) {
+        self.commit += 1;
+        self.fold.apply(at(self.commit), entry);
+    }
+
+    fn session(&mut self, client_id: &str, number: u64) {
+        self.apply(&Entry::Session { client_id, expiry_secs: 60, offline_since: None, number });
+    }
+
+    fn subscribe(&mut self, client_id: &str, filter: &str, options: u8, seen: &[u64]) {
+        let mut bytes = Vec::new();
+        let seen = Numbers::write(seen.iter().copied(), &mut bytes);
+        let subscription_id = None;
+        self.apply(&Entry::Subscribe { client_id, filter, options, subscription_id, seen });
+    }
+
+    /// Where it lies.
+    fn publish(&mut self, sequence: u64) -> At {
+        self.commit += 1;
+        let publish = publish(sequence, 1);
+        self.fold.resolve(&publish);
+        self.fold.publish(at(self.commit), &publish);
+        at(self.commit)
+    }
+
+    /// What is live, by what was said of it.
+    fn live(&mut self) -> i64 {
+        self.fold.live.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// A message whose time is over, and that a session is owed which is being taken apart.
+#[test]
+fn what_expires_meanwhile_is_no_longer_of_a_session_that_is_gone() {
+    let mut host = Host::new();
+    host.session("c", 1);
+    host.subscribe("c", "t", 1, &[]);
+    let count = 3 * JOURNAL_ENDING_STEP as u64;
+    let places: Vec<At> = (1..=count).map(|sequence| host.publish(sequence)).collect();
+    host.apply(&Entry::SessionEnded { client_id: "c" });
+    assert!(host.fold.is_ending());
+    for sequence in (count - 10..=count).rev() {
+        host.fold.expire(places[sequence as usize - 1], &publish(sequence, 1));
+    }
+    while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
+    assert_eq!((host.fold.messages(), host.live()), (0, 0));
+}
+
+/// The last member that could have a group's messages leaves, others stay: that is paced, and what
+/// the group is owed from then on is its own.
+#[test]
+fn a_group_that_is_owed_nothing_more_goes_on() {
+    let mut host = Host::new();
+    host.session("a", 1);
+    host.session("b", 2);
+    host.subscribe("a", "$share/g/t", 1, &[]);
+    host.subscribe("b", "$share/g/t", 0, &[]);
+    let count = 3 * JOURNAL_ENDING_STEP as u64;
+    let first = host.publish(1);
+    (2..=count).for_each(|sequence| drop(host.publish(sequence)));
+    host.apply(&Entry::Unsubscribe {
+        client_id: "a",
+        filter: "$share/g/t",
+        seen: Numbers::default(),
+    });
+    assert!(host.fold.is_ending(), "it is paced");
+    host.subscribe("b", "$share/g/t", 1, &[]);
+    host.publish(count + 1);
+    // The group says that it is done with one that is being taken apart, and with its own.
+    host.apply(&Entry::GroupAck { group: "g/t", message: 2 << 8 });
+    let mut copied = 0;
+    host.fold.copies(first, &Entry::Publish(publish(1, 1)), 0, &mut |entry| {
+        let Entry::Publish(publish) = entry else { panic!("{entry:?}") };
+        copied += publish.receivers.iter().count();
+    });
+    assert_eq!(copied, 0, "a restart does not owe it to the group again");
+    while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
+    let owed: Vec<(u64, String)> =
+        host.fold.all_owed().map(|(sequence, key)| (sequence, key.to_owned())).collect();
+    assert_eq!(owed, [(count + 1, "g/t".to_owned())]);
+    host.apply(&Entry::GroupAck { group: "g/t", message: (count + 1) << 8 });
+    assert_eq!(host.fold.messages(), 0);
+    host.apply(&Entry::SessionEnded { client_id: "b" });
+    host.apply(&Entry::SessionEnded { client_id: "a" });
+    while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
+    assert_eq!(host.live(), 0);
+}
+
+/// What a SUB has seen keeps from it what its home had, and is forgotten when that has passed.
+#[test]
+fn what_a_subscription_has_seen_is_forgotten_when_it_has_passed() {
+    let mut host = Host::new();
+    host.session("c", 1);
+    // Of origin 0 up to 5, of origin 1 up to 9.
+    host.subscribe("c", "t", 1, &[5 << 8, 9 << 8 | 1]);
+    (3..=4).for_each(|sequence| drop(host.publish(sequence)));
+    assert_eq!(host.fold.messages(), 0);
+    let seen = |host: &Host| host.fold.sub(0, "t").map_or(0, |sub| sub.seen.len());
+    assert_eq!(seen(&host), 2);
+    host.publish(6);
+    assert_eq!((host.fold.messages(), seen(&host)), (1, 1));
+    host.apply(&Entry::Unsubscribe { client_id: "c", filter: "t", seen: Numbers::default() });
+    assert!(host.fold.passing.iter().all(|passing| passing.is_empty()));
+}
+
+/// What is early is of one origin: another's messages end nothing of it, and what is too much is
+/// counted.
+#[test]
+fn what_is_early_waits_for_its_origin() {
+    let mut host = Host::new();
+    host.session("c", 1);
+    host.subscribe("c", "t", 1, &[]);
+    host.apply(&Entry::Acked { client_id: "c", message: 7 << 8 | 1 });
+    host.publish(9);
+    assert_eq!((host.fold.messages(), host.fold.early_len), (1, 1));
+    host.apply(&Entry::Publish(Publish { message: 8 << 8 | 1, ..publish(8, 1) }));
+    assert_eq!(host.fold.early_len, 0);
+    for sequence in 100..101 + JOURNAL_EARLY_MAX as u64 {
+        host.apply(&Entry::Acked { client_id: "c", message: sequence << 8 });
+    }
+    assert_eq!(host.fold.counts.early_forgotten, 1);
 }
