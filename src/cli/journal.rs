@@ -1,6 +1,6 @@
 //! `noctule journal`: what a journal holds, whether it is whole, and its durable state, for people
 //! and as JSON lines. It only reads, a segment at a time, and takes no lock: of a broker that runs
-//! the last commit may look torn.
+//! the last commit may look torn. Of what queues hold `verify` keeps little in memory, `export` all.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -205,7 +205,7 @@ fn line(frame: &Frame, offset: u64, body: &[u8], json: bool) -> String {
     let name = entry.name();
     let mut value = json!({
         "offset": offset, "commit": frame.commit, "origin": origin, "record": name,
-        "client_id": recover::client_of(&entry),
+        "client_id": entry.client_id(),
     });
     match &entry {
         Entry::Publish(publish) => {
@@ -274,7 +274,7 @@ fn message_name(name: u64) -> Value {
 
 fn verify(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
     let Recovered { state, report, .. } = recovered(journal)?;
-    let is_whole = report.quarantined == 0 && report.missing_commits == 0 && report.unreadable == 0;
+    let is_whole = report.is_whole();
     if journal.json {
         writeln!(out, "{}", verdict(&report, &state, is_whole))?;
     } else {
@@ -340,8 +340,7 @@ fn export(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
     for group in &state.groups {
         writeln!(out, "{}", json!({ "group": group.key, "owed": group.owed }))?;
     }
-    let is_whole = report.quarantined == 0 && report.missing_commits == 0;
-    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) })
+    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) })
 }
 
 fn exported_message(index: usize, message: &DurableMessage) -> Value {

@@ -353,6 +353,27 @@ pub fn message_of(name: u64) -> Option<MessageId> {
 }
 
 impl<'a> Entry<'a> {
+    /// The client that it is of; None of a group's.
+    pub const fn client_id(&self) -> Option<&'a str> {
+        match self {
+            Self::Publish(publish) => Some(publish.publisher),
+            Self::WillSet(will) => Some(will.client_id),
+            Self::Assign(assign) => Some(assign.client_id),
+            Self::Session { client_id, .. }
+            | Self::SessionEnded { client_id }
+            | Self::Subscribe { client_id, .. }
+            | Self::Unsubscribe { client_id, .. }
+            | Self::WillDeleted { client_id }
+            | Self::Received { client_id, .. }
+            | Self::Acked { client_id, .. }
+            | Self::Done { client_id, .. }
+            | Self::Released { client_id, .. }
+            | Self::Unreleased { client_id, .. }
+            | Self::Ended { client_id, .. } => Some(client_id),
+            Self::GroupAck { .. } | Self::Group { .. } => None,
+        }
+    }
+
     /// The record as it is to be written; its lists go into `lists`, which is overwritten.
     pub fn of(record: &'a Record, clocks: Clocks, lists: &'a mut Vec<u8>) -> Self {
         lists.clear();

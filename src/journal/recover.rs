@@ -11,8 +11,10 @@
 //! What was read of the last commit may be in memory alone, when its sync had failed or was under way
 //! as the process ended: the log writes it again before it builds on it.
 //!
-//! Nothing of this keeps a broker from starting. What does: a directory that cannot be read, and a
-//! segment of a newer version, which would be lost.
+//! Where the medium gives nothing, zeros are taken for it: what stands there is damaged, as above.
+//!
+//! Nothing of this keeps a broker from starting. What does: a directory or a file that it may not or
+//! cannot open, which somebody can mend, and a segment of a newer version, which would be lost.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -26,7 +28,7 @@ use super::fold::export::Bodies;
 use super::fold::{At, Fold};
 use super::log::{Log, Options, Resume, Segment, Tail};
 use super::record::{self, Entry};
-use super::scan::{self, Bad, Directory, Frames, Store};
+use super::scan::{self, Bad, Directory, Frames, Store, read_what_comes};
 use super::segment::{BadHeader, FRAME_HEADER, Frame, Header, VERSION};
 use crate::broker::durable::DurableState;
 use crate::io::file::BLOCK;
@@ -69,6 +71,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether all that was committed is there.
+    pub const fn is_whole(&self) -> bool {
+        self.quarantined == 0 && self.missing_commits == 0 && self.unreadable == 0
+    }
+
     fn damaged(&mut self, text: impl FnOnce() -> String) {
         if self.damage.len() < JOURNAL_DAMAGE_REPORTED {
             self.damage.push(text());
@@ -162,6 +169,7 @@ pub fn recover_some(
         place: 0,
         pending: None,
         tail: None,
+        tail_records: Vec::new(),
         tail_live: 0,
     };
     // Of the size of a segment: made once.
@@ -174,16 +182,13 @@ pub fn recover_some(
     reading.finish();
     let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
         reading;
-    let mut bodies = Window { store, segments: &segments, bytes: Vec::new(), at: None, failed: 0 };
+    let report_to = &mut report;
+    let mut bodies =
+        Window { store, segments: &segments, bytes: Vec::new(), at: None, report: report_to };
     let state = fold.export(&mut bodies, most);
-    report.unreadable = bodies.failed;
     let tail = match tail {
-        Some((index, offset, frame)) => {
-            let mut records = Vec::new();
-            let file = segments[index].file;
-            let at = offset + FRAME_HEADER as u64;
-            let read = store.read(file, at, frame.len as usize, &mut records);
-            read.map_err(|error| RecoverError::File(store.name(file), error))?;
+        Some((index, _, frame)) => {
+            let records = reading.tail_records;
             segments[index].offsets.pop();
             // It will stand in a segment behind all of these.
             for segment in &mut segments {
@@ -250,8 +255,10 @@ pub fn find(store: &dyn Store, options: &Options) -> Result<Contents, RecoverErr
     for (file, bytes) in store.list().map_err(folder)? {
         contents.last_file = contents.last_file.max(file);
         let name = || store.name(file);
-        store.read(file, 0, BLOCK, &mut block).map_err(|e| RecoverError::File(name(), e))?;
-        match Header::decode(&block) {
+        let unread = read_some(store, file, BLOCK as u64, &mut block)?;
+        let header =
+            if unread.is_empty() { Header::decode(&block) } else { Err(BadHeader::Damaged) };
+        match header {
             Ok(header) => {
                 all.push(Found { sequence: header.sequence, file, bytes, header: Some(header) });
             }
@@ -262,10 +269,11 @@ pub fn find(store: &dyn Store, options: &Options) -> Result<Contents, RecoverErr
             // it was zeroed to its end nobody knows.
             Err(BadHeader::Unused) => contents.useless.push(file),
             Err(BadHeader::NotOurs | BadHeader::Damaged) => {
-                // Its frames say what it is, if it has any.
-                match first_frame(store, file, bytes)? {
-                    Some(sequence) => all.push(Found { sequence, file, bytes, header: None }),
-                    None => contents.useless.push(file),
+                // Its frames say what it is, if it has any. What cannot be read is left where it is.
+                match greatest_segment(store, file, bytes)? {
+                    (Some(sequence), _) => all.push(Found { sequence, file, bytes, header: None }),
+                    (None, true) => contents.useless.push(file),
+                    (None, false) => {}
                 }
             }
         }
@@ -276,7 +284,7 @@ pub fn find(store: &dyn Store, options: &Options) -> Result<Contents, RecoverErr
     for found in all {
         if found.sequence >= oldest {
             contents.needed.push(found);
-        } else if found.bytes >= options.segment_bytes_first {
+        } else if found.bytes >= options.segment_bytes_first && found.header.is_some() {
             contents.spares.push((found.file, found.bytes));
         } else {
             contents.useless.push(found.file);
@@ -285,25 +293,29 @@ pub fn find(store: &dyn Store, options: &Options) -> Result<Contents, RecoverErr
     Ok(contents)
 }
 
-/// Frames of any segment, in a file whose header is damaged.
-fn first_frame(store: &dyn Store, file: u32, bytes: u64) -> Result<Option<u64>, RecoverError> {
+/// The greatest segment that a frame belongs to, in a file whose header is damaged; and whether all
+/// of the file could be read.
+fn greatest_segment(
+    store: &dyn Store,
+    file: u32,
+    bytes: u64,
+) -> Result<(Option<u64>, bool), RecoverError> {
     let mut all = Vec::new();
-    let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-    store.read(file, 0, len, &mut all).map_err(|e| RecoverError::File(store.name(file), e))?;
+    let unread = read_some(store, file, bytes, &mut all)?;
     let mut best = None;
     for start in (BLOCK..all.len()).step_by(BLOCK) {
         if let Ok(frame) = Frame::decode(&all[start..]) {
             best = best.max(Some(frame.segment));
         }
     }
-    Ok(best)
+    Ok((best, unread.is_empty()))
 }
 
 /// What the last commit says.
 fn oldest_needed(store: &dyn Store, all: &[Found]) -> Result<u64, RecoverError> {
     let mut bytes = Vec::new();
     for found in all.iter().rev() {
-        read_whole(store, found, &mut bytes)?;
+        read_some(store, found.file, found.bytes, &mut bytes)?;
         let frames: Vec<_> = Frames::new(&bytes, found.sequence).collect();
         // Only later commits say more: the last that is whole says it.
         let last = frames.iter().rev().find(|(_, frame, records)| is_whole(frame, records));
@@ -321,10 +333,17 @@ fn is_whole(frame: &Frame, records: &[u8]) -> bool {
     is_whole && count == frame.records
 }
 
-fn read_whole(store: &dyn Store, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
-    let len = usize::try_from(found.bytes).unwrap_or(usize::MAX);
-    let read = store.read(found.file, 0, len, bytes);
-    read.map_err(|error| RecoverError::File(store.name(found.file), error))
+/// The first bytes of a file; zeros where the medium gives nothing, and where that is: offset and
+/// length.
+fn read_some(
+    store: &dyn Store,
+    file: u32,
+    len: u64,
+    bytes: &mut Vec<u8>,
+) -> Result<Vec<(u64, u64)>, RecoverError> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let read = read_what_comes(store, file, len, bytes);
+    read.map_err(|error| RecoverError::File(store.name(file), error))
 }
 
 /// Who is there, or not.
@@ -384,6 +403,8 @@ struct Reading<'a> {
     pending: Option<Pending>,
     /// The last commit that was taken: its segment, where it begins, and what of it is live.
     tail: Option<(usize, u64, Frame)>,
+    /// Its records' bytes.
+    tail_records: Vec<u8>,
     tail_live: i64,
 }
 
@@ -394,7 +415,7 @@ impl Reading<'_> {
         let mut by_commit: BTreeMap<u64, (bool, Vec<Existence>)> = BTreeMap::new();
         let mut last = 0;
         for found in needed {
-            read_whole(self.store, found, bytes)?;
+            read_some(self.store, found.file, found.bytes, bytes)?;
             for (_, frame, records) in Frames::new(bytes, found.sequence) {
                 let mut said = Vec::new();
                 scan::of_kinds(&frame, records, record::SESSION_KINDS, |entry| {
@@ -431,7 +452,13 @@ impl Reading<'_> {
     }
 
     fn read_segment(&mut self, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
-        read_whole(self.store, found, bytes)?;
+        let unread = read_some(self.store, found.file, found.bytes, bytes)?;
+        for (offset, len) in unread {
+            let name = self.store.name(found.file);
+            self.report.quarantined += 1;
+            self.report.quarantined_bytes += len;
+            self.report.damaged(|| format!("{name}: byte {offset}: {len} bytes cannot be read"));
+        }
         self.report.segments += 1;
         self.report.bytes += bytes.len() as u64;
         match &found.header {
@@ -459,6 +486,14 @@ impl Reading<'_> {
         });
         for (offset, frame, records) in Frames::new(bytes, found.sequence) {
             self.read_frame(found.file, offset, &frame, records);
+        }
+        if let Some((index, offset, frame)) = &self.tail
+            && index + 1 == self.segments.len()
+        {
+            let start = (*offset as usize + FRAME_HEADER).min(bytes.len());
+            let end = (start + frame.len as usize).min(bytes.len());
+            self.tail_records.clear();
+            self.tail_records.extend_from_slice(&bytes[start..end]);
         }
         Ok(())
     }
@@ -581,14 +616,24 @@ struct Window<'a> {
     bytes: Vec<u8>,
     /// File and offset of the bytes.
     at: Option<(u32, u64)>,
-    failed: u64,
+    report: &'a mut Report,
 }
 
 impl Bodies for Window<'_> {
     fn body(&mut self, at: At) -> Option<&[u8]> {
         let found = self.load(at);
         let body = found.and_then(|start| record::take(&self.bytes[start..], at.commit).ok());
-        self.failed += u64::from(body.is_none());
+        if body.is_none() {
+            self.report.unreadable += 1;
+            let Self { store, segments, report, .. } = self;
+            report.damaged(|| match locate(segments, at) {
+                Some((segment, start)) => {
+                    let name = store.name(segment.file);
+                    format!("{name}: byte {start}: a record that is needed cannot be read")
+                }
+                None => format!("commit {}, which is needed, is missing", at.commit),
+            });
+        }
         body
     }
 }
@@ -596,10 +641,7 @@ impl Bodies for Window<'_> {
 impl Window<'_> {
     /// Where in the window the record begins, which is whole in it.
     fn load(&mut self, at: At) -> Option<usize> {
-        let behind = self.segments.partition_point(|segment| segment.first_commit <= at.commit);
-        let segment = &self.segments[behind.checked_sub(1)?];
-        let frame = segment.offset_of(at.commit)?;
-        let start = frame + FRAME_HEADER as u64 + u64::from(at.offset);
+        let (segment, start) = locate(self.segments, at)?;
         if let Some((file, from)) = self.at
             && file == segment.file
             && start >= from
@@ -608,29 +650,19 @@ impl Window<'_> {
             return Some((start - from) as usize);
         }
         let len = (at.len as usize).max(JOURNAL_READ_BYTES);
-        self.store.read(segment.file, start, len, &mut self.bytes).ok()?;
-        self.at = Some((segment.file, start));
+        let file = segment.file;
+        // Where one block near it cannot be read, it alone.
+        let read = self.store.read(file, start, len, &mut self.bytes);
+        read.or_else(|_| self.store.read(file, start, at.len as usize, &mut self.bytes)).ok()?;
+        self.at = Some((file, start));
         (self.bytes.len() >= at.len as usize).then_some(0)
     }
 }
 
-/// Whether an entry makes anything last: for `noctule journal`.
-pub fn client_of<'a>(entry: &Entry<'a>) -> Option<&'a str> {
-    match entry {
-        Entry::Publish(publish) => Some(publish.publisher),
-        Entry::WillSet(will) => Some(will.client_id),
-        Entry::Assign(assign) => Some(assign.client_id),
-        Entry::Session { client_id, .. }
-        | Entry::SessionEnded { client_id }
-        | Entry::Subscribe { client_id, .. }
-        | Entry::Unsubscribe { client_id, .. }
-        | Entry::WillDeleted { client_id }
-        | Entry::Received { client_id, .. }
-        | Entry::Acked { client_id, .. }
-        | Entry::Done { client_id, .. }
-        | Entry::Released { client_id, .. }
-        | Entry::Unreleased { client_id, .. }
-        | Entry::Ended { client_id, .. } => Some(client_id),
-        Entry::GroupAck { .. } | Entry::Group { .. } => None,
-    }
+/// In which segment a record lies, and at which byte of its file.
+fn locate(segments: &[Segment], at: At) -> Option<(&Segment, u64)> {
+    let behind = segments.partition_point(|segment| segment.first_commit <= at.commit);
+    let segment = &segments[behind.checked_sub(1)?];
+    let frame = segment.offset_of(at.commit)?;
+    Some((segment, frame + FRAME_HEADER as u64 + u64::from(at.offset)))
 }

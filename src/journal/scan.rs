@@ -9,11 +9,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::fold::At;
 use super::record::{self, RECORD_HEADER};
 use super::segment::{self, FRAME_HEADER, Frame};
 use super::wire::{Malformed, Reader};
 use crate::io::file::BLOCK;
+use crate::limits::JOURNAL_RESYNC_FACTOR;
 
 /// Where segments are read from: a directory, or a simulated one.
 pub trait Store {
@@ -70,6 +73,59 @@ impl Store for Directory {
     fn name(&self, file: u32) -> String {
         segment::path(&self.0, file).display().to_string()
     }
+}
+
+/// Bytes that are read at once where a larger read has failed.
+const PIECE: usize = 16 * BLOCK;
+
+/// Reads the first `len` bytes of a file into `into`; fewer at its end. Where the medium gives
+/// nothing, zeros stand: where, and how many.
+///
+/// # Errors
+/// When it cannot be opened, or not be read for a reason that is not the medium's.
+pub fn read_what_comes(
+    store: &dyn Store,
+    file: u32,
+    len: usize,
+    into: &mut Vec<u8>,
+) -> io::Result<Vec<(u64, u64)>> {
+    match store.read(file, 0, len, into) {
+        Err(error) if is_of_medium(&error) => {}
+        result => return result.map(|()| Vec::new()),
+    }
+    let mut unread: Vec<(u64, u64)> = Vec::new();
+    let mut piece = Vec::new();
+    into.clear();
+    while into.len() < len {
+        let start = into.len();
+        // A whole piece, then the blocks of one that fails.
+        let is_aligned = start.is_multiple_of(PIECE);
+        let mut want = if is_aligned { PIECE.min(len - start) } else { BLOCK.min(len - start) };
+        let mut result = store.read(file, start as u64, want, &mut piece);
+        if result.as_ref().is_err_and(is_of_medium) && want > BLOCK {
+            want = BLOCK;
+            result = store.read(file, start as u64, want, &mut piece);
+        }
+        match result {
+            Ok(()) if piece.is_empty() => break,
+            Ok(()) => into.extend_from_slice(&piece),
+            Err(error) if is_of_medium(&error) => {
+                into.resize(start + want, 0);
+                match unread.last_mut() {
+                    Some((at, len)) if *at + *len == start as u64 => *len += want as u64,
+                    _ => unread.push((start as u64, want as u64)),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(unread)
+}
+
+/// Whether it is the medium, or what the file system knows of it, and not a right or a limit.
+fn is_of_medium(error: &io::Error) -> bool {
+    let known = [Errno::IO, Errno::NODATA, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN];
+    error.raw_os_error().is_some_and(|raw| known.iter().any(|errno| errno.raw_os_error() == raw))
 }
 
 /// A part of a frame that is no record.
@@ -184,7 +240,7 @@ fn resync(frame: &Frame, bytes: &[u8], at: usize) -> usize {
     }
     // A checksum is only worked out where a length fits; still a damaged frame costs at most its
     // size times the lengths that happen to fit.
-    let mut work = 64 * bytes.len();
+    let mut work = JOURNAL_RESYNC_FACTOR * bytes.len();
     for next in at + 1..bytes.len() {
         let len = Reader(&bytes[next..]).u32().map_or(usize::MAX, |len| len as usize);
         if len >= 2 && len <= bytes.len() - next {

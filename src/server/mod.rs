@@ -238,7 +238,7 @@ fn recover(
     let tap = Tap::new(&rig.tap)
         .map_err(|error| StartError::new(format!("cannot record the journal: {error}")))?;
     // What queues hold beyond that stays on disk.
-    let most = config.limits.memory_budget as u64 / 8;
+    let most = config.limits.memory_budget as u64 / limits::RECOVER_MEMORY_PART;
     let recover::Recovered { state, log, report } = recover::open_some(options, seed, most)
         .map_err(|error| StartError::new(format!("cannot recover: {error}")))?;
     let now = clock::now();
@@ -251,6 +251,8 @@ fn recover(
         messages = state.messages.len(),
         retained = state.retained.len(),
         quarantined = report.quarantined,
+        missing_commits = report.missing_commits,
+        unreadable = report.unreadable,
         "recovered"
     );
     if let Some((file, offset)) = &report.torn {
@@ -266,6 +268,8 @@ fn recover(
         recovered_sessions: state.sessions.len() as u64,
         recovered_messages: state.messages.len() as u64,
         quarantined: report.quarantined,
+        missing_commits: report.missing_commits,
+        unreadable_at_start: report.unreadable,
     };
     Ok(Some(threads::Recovered {
         log: Log::Disk(Box::new(Disk { log, tap, start })),

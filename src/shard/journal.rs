@@ -73,6 +73,11 @@ pub struct Start {
     pub recovered_messages: u64,
     /// Pieces that were damaged, with whole ones behind them.
     pub quarantined: u64,
+    /// Commits that are missing.
+    pub missing_commits: u64,
+    /// Records that are needed and could not be read. What queues hold of them is tried again when it
+    /// is wanted.
+    pub unreadable_at_start: u64,
 }
 
 /// The counters of the journal, where it is hosted.

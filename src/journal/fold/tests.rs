@@ -141,7 +141,7 @@ fn a_group_that_is_owed_nothing_more_goes_on() {
     host.subscribe("b", "$share/g/t", 0, &[]);
     let count = 3 * JOURNAL_ENDING_STEP as u64;
     let first = host.publish(1);
-    (2..=count).for_each(|sequence| drop(host.publish(sequence)));
+    (2..=count).for_each(|sequence| _ = host.publish(sequence));
     host.apply(&Entry::Unsubscribe {
         client_id: "a",
         filter: "$share/g/t",
@@ -177,7 +177,7 @@ fn what_a_subscription_has_seen_is_forgotten_when_it_has_passed() {
     host.session("c", 1);
     // Of origin 0 up to 5, of origin 1 up to 9.
     host.subscribe("c", "t", 1, &[5 << 8, 9 << 8 | 1]);
-    (3..=4).for_each(|sequence| drop(host.publish(sequence)));
+    (3..=4).for_each(|sequence| _ = host.publish(sequence));
     assert_eq!(host.fold.messages(), 0);
     let seen = |host: &Host| host.fold.sub(0, "t").map_or(0, |sub| sub.seen.len());
     assert_eq!(seen(&host), 2);

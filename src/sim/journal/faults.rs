@@ -1,6 +1,7 @@
 //! The journal on a disk that fails in one chosen way: what was acknowledged stays, and nobody is
 //! kept busy by it.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,11 +14,12 @@ use crate::broker::{Content, Record};
 use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::ids::ShardId;
-use crate::io::file::FileOp;
+use crate::io::file::{BLOCK, FileOp};
 use crate::journal::log::{Log, Options};
 use crate::journal::read::{Answer, Question, Record as Read};
 use crate::journal::record::{Batch, Clocks};
 use crate::journal::recover::{Recovered, Report, recover};
+use crate::journal::scan::Store;
 
 const ORIGIN: ShardId = ShardId::new(0);
 
@@ -306,4 +308,102 @@ fn a_bad_spare_does_not_stop_the_journal() {
         }
         assert!(host.log.counters().errors > 0, "{what}");
     }
+}
+
+/// A folder on a medium of which some blocks cannot be read.
+struct Scratched<'a> {
+    inner: Folder<'a>,
+    /// File, and the first byte of a block.
+    blocks: Vec<(u32, u64)>,
+    /// Files that cannot be opened.
+    closed: Vec<u32>,
+}
+
+impl Store for Scratched<'_> {
+    fn list(&self) -> io::Result<Vec<(u32, u64)>> {
+        self.inner.list()
+    }
+
+    fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        if self.closed.contains(&file) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let range = offset..offset.saturating_add(len as u64);
+        let is_in = |at: u64| at < range.end && at + BLOCK as u64 > range.start;
+        if self.blocks.iter().any(|(of, at)| *of == file && is_in(*at)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.inner.read(file, offset, len, into)
+    }
+
+    fn name(&self, file: u32) -> String {
+        self.inner.name(file)
+    }
+}
+
+/// Whatever block cannot be read, a start costs what is in it at most, and says where.
+///
+/// family: 80
+#[test]
+fn one_unreadable_block_does_not_keep_a_broker_from_starting() {
+    let mut host = Host::with_messages(8);
+    host.commit(&[acked(1), acked(2), acked(3)]);
+    host.go(10_000);
+    let files = Folder(&host.disk).list().unwrap();
+    assert!(files.len() > 3, "segments and spares: {files:?}");
+    for (file, bytes) in files {
+        for at in (0..bytes).step_by(BLOCK) {
+            let blocks = vec![(file, at)];
+            let store = Scratched { inner: Folder(&host.disk), blocks, closed: Vec::new() };
+            let found = recover(&store, options(), 1);
+            let Recovered { state, report, mut log } = found.unwrap_or_else(|e| panic!("{e}"));
+            let known: Vec<u64> = state.messages.iter().map(|m| m.id.sequence()).collect();
+            assert!(known.len() >= 4 || state.sessions.is_empty(), "{file}, {at}: {known:?}");
+            let is_lost = known != [4, 5, 6, 7, 8];
+            assert!(!is_lost || !report.is_whole() || report.torn.is_some(), "{file}, {at}");
+            assert_eq!(report.is_whole(), report.damage.is_empty(), "{report:?}");
+            // Nothing that could not be read is removed or used again before it was looked at.
+            log.set_clocks(host.clocks());
+            while let Some(op) = log.next_op() {
+                let is_it = matches!(&op, FileOp::Remove { file: f, .. } if f.0 == file);
+                assert!(!is_it || at > 0 || known == [4, 5, 6, 7, 8], "{file} is removed");
+            }
+        }
+        let closed = vec![file];
+        let store = Scratched { inner: Folder(&host.disk), blocks: Vec::new(), closed };
+        assert!(recover(&store, options(), 1).is_err(), "somebody can mend that");
+    }
+}
+
+/// What a queue holds and could not be read at the start stays in the queue, and is named.
+#[test]
+fn what_could_not_be_read_at_the_start_is_tried_again() {
+    let host = Host::with_messages(3);
+    let Recovered { log, .. } = recover(&Folder(&host.disk), options(), 1).unwrap();
+    drop(log);
+    // It is there when segments are scanned, and not when bodies are read.
+    struct Fading<'a>(Folder<'a>, std::cell::Cell<u32>);
+    impl Store for Fading<'_> {
+        fn list(&self) -> io::Result<Vec<(u32, u64)>> {
+            self.0.list()
+        }
+        fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+            self.0.read(file, offset, len, into)?;
+            if offset > 0 {
+                self.1.set(self.1.get() + 1);
+                into.fill(0);
+            }
+            Ok(())
+        }
+        fn name(&self, file: u32) -> String {
+            self.0.name(file)
+        }
+    }
+    let store = Fading(Folder(&host.disk), std::cell::Cell::new(0));
+    let Recovered { state, report, .. } = recover(&store, options(), 1).unwrap();
+    assert!(store.1.get() > 0);
+    assert_eq!((report.unreadable, report.damage.len(), report.is_whole()), (3, 3, false));
+    assert!(report.damage.iter().all(|text| text.contains(".journal: byte ")), "{report:?}");
+    let queue: Vec<u64> = state.sessions[0].on_disk.iter().map(|e| e.id.sequence()).collect();
+    assert_eq!((queue, state.sessions[0].queue.len()), (vec![1, 2, 3], 0));
 }
