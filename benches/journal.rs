@@ -23,7 +23,9 @@ use noctule::io::{Backend, Completion, Epoll, Settings, Uring, Wait};
 use noctule::journal::log::{Log, Options};
 use noctule::journal::record::{Batch, Clocks};
 use noctule::journal::recover;
-use noctule::limits::{JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX};
+use noctule::limits::{
+    JOURNAL_COMMIT_BYTES, JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX,
+};
 
 const ORIGIN: ShardId = ShardId::new(0);
 
@@ -259,7 +261,7 @@ fn pauses<B: Backend>(name: &str, backend: B) {
         host.bring(&publish(sequence));
         if sequence.is_multiple_of(50) {
             host.batch.sync = true;
-            while host.log.is_full() {
+            while host.log.gathered_bytes() >= JOURNAL_COMMIT_BYTES {
                 host.turn(pauses);
             }
             host.turn(pauses);

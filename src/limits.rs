@@ -84,8 +84,10 @@ pub const EVICT_PER_TICK: usize = 2048;
 pub const PARKED_MAX: usize = 65_536;
 /// Changes of one shard that the journal has not committed, above which its publishers wait.
 pub const CHANGES_OPEN_MAX: u64 = 262_144;
-/// Bytes of large payloads in them, above which publishers wait.
+/// Bytes in them, above which publishers wait.
 pub const CHANGES_OPEN_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes of changes between the places at which it is known how many were committed.
+pub const CHANGES_MARK_BYTES: u64 = 16 * 1024;
 /// Wills of one shard that are due and not yet published; beyond, CONNECTs wait.
 pub const WILLS_DUE_MAX: usize = 4096;
 /// Messages of shared subscriptions that wait for another member, above which no further session
@@ -212,7 +214,7 @@ pub const SEND_PIECES: usize = 64;
 pub const JOURNAL_SEGMENT_BYTES_FIRST: u64 = 1024 * 1024;
 /// Bytes of a segment at most, unless one record needs more.
 pub const JOURNAL_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes that gather for a commit above which the journal takes no more changes.
+/// Bytes that gather for a commit from which on the next record is one of the next.
 pub const JOURNAL_COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that a commit's buffer keeps for its next use.
 pub const JOURNAL_COMMIT_BYTES_KEPT: usize = 8 * 1024 * 1024;

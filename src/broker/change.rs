@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::clock::Time;
 use crate::codec::mqtt::{Ack, Packet, PacketId, PacketKind, QoS, ReasonCode};
 use crate::ids::{ConnId, ShardId};
-use crate::limits::{CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX, SHARE_PAYLOAD_FROM};
+use crate::limits::{CHANGES_MARK_BYTES, CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PARKED_MAX};
 
 use super::conn::State;
 use super::content::Content;
@@ -181,6 +181,26 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// About how many bytes it takes.
+    fn bytes(&self) -> u64 {
+        let more = match self {
+            Self::Publish { content, .. } => {
+                content.topic().len() + content.forwarded().len() + content.payload().len()
+            }
+            Self::WillSet { topic, forwarded, payload, .. } => {
+                topic.len() + forwarded.len() + payload.len()
+            }
+            Self::Subscribe { filter, seen, .. } | Self::Unsubscribe { filter, seen, .. } => {
+                filter.len() + size_of_val::<[MessageId]>(seen)
+            }
+            Self::GroupAck { group, .. } => group.len(),
+            _ => 0,
+        };
+        (size_of::<Change>() + more) as u64
+    }
+}
+
 /// What happens when a change is committed.
 #[derive(Debug)]
 pub(crate) enum Parked {
@@ -237,8 +257,9 @@ pub(crate) struct Changes {
     /// Clients that had something in `parked` when their connection ended, and how many will have
     /// left it then.
     behind: BTreeMap<Rc<str>, u64>,
-    /// Payload bytes of all changes so far, and of those that are committed.
+    /// Bytes of all changes so far, up to the last mark, and of those that are committed.
     bytes: u64,
+    marked_bytes: u64,
     committed_bytes: u64,
     /// Ascending: how many bytes there were with some changes.
     marks: VecDeque<(u64, u64)>,
@@ -259,6 +280,7 @@ impl Changes {
             unparked: 0,
             behind: BTreeMap::new(),
             bytes: 0,
+            marked_bytes: 0,
             committed_bytes: 0,
             marks: VecDeque::new(),
         }
@@ -295,10 +317,9 @@ impl Changes {
     ) -> u64 {
         debug_assert!(self.enabled && level > Level::None);
         self.last += 1;
-        if let Record::Publish { content, .. } = &record
-            && content.payload().len() >= SHARE_PAYLOAD_FROM
-        {
-            self.bytes += content.payload().len() as u64;
+        self.bytes += record.bytes();
+        if self.bytes - self.marked_bytes >= CHANGES_MARK_BYTES {
+            self.marked_bytes = self.bytes;
             self.marks.push_back((self.last, self.bytes));
         }
         changes.push(Change { number: self.last, record, level });
@@ -352,6 +373,9 @@ impl Changes {
         {
             self.committed_bytes = bytes;
             self.marks.pop_front();
+        }
+        if self.committed == self.last {
+            self.committed_bytes = self.bytes;
         }
     }
 

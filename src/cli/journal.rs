@@ -114,9 +114,10 @@ fn options(folder: &Path) -> Options {
     }
 }
 
-fn recovered(journal: &Place) -> Result<Recovered, Failure> {
+/// The durable state, with the first so many bytes of what only queues hold.
+fn recovered(journal: &Place, most: u64) -> Result<Recovered, Failure> {
     let folder = journal.folder();
-    Ok(recover::recover(&Directory(folder.clone()), options(&folder), 0)?)
+    Ok(recover::recover_some(&Directory(folder.clone()), options(&folder), 0, most)?)
 }
 
 // ---- inspect ----
@@ -273,10 +274,12 @@ fn message_name(name: u64) -> Value {
 // ---- verify ----
 
 fn verify(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let Recovered { state, report, .. } = recovered(journal)?;
+    // Each record is looked at as segments are read; queues may be larger than memory.
+    let Recovered { state, log, report } = recovered(journal, 0)?;
+    let messages = log.fold().messages();
     let is_whole = report.is_whole();
     if journal.json {
-        writeln!(out, "{}", verdict(&report, &state, is_whole))?;
+        writeln!(out, "{}", verdict(&report, &state, messages, is_whole))?;
     } else {
         for damage in &report.damage {
             writeln!(out, "{damage}")?;
@@ -304,14 +307,14 @@ fn verify(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
             out,
             "{} sessions, {} messages, {} of them retained",
             state.sessions.len(),
-            state.messages.len(),
+            messages,
             state.retained.len(),
         )?;
     }
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::from(EXIT_BROKEN) })
 }
 
-fn verdict(report: &Report, state: &DurableState, is_whole: bool) -> Value {
+fn verdict(report: &Report, state: &DurableState, messages: usize, is_whole: bool) -> Value {
     json!({
         "whole": is_whole, "segments": report.segments, "commits": report.commits,
         "records": report.records, "bytes": report.bytes,
@@ -319,14 +322,14 @@ fn verdict(report: &Report, state: &DurableState, is_whole: bool) -> Value {
         "quarantined": report.quarantined, "quarantined_bytes": report.quarantined_bytes,
         "missing_commits": report.missing_commits, "unreadable": report.unreadable,
         "damage": report.damage, "sessions": state.sessions.len(),
-        "messages": state.messages.len(), "retained": state.retained.len(),
+        "messages": messages, "retained": state.retained.len(),
     })
 }
 
 // ---- export ----
 
 fn export(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
-    let Recovered { state, report, .. } = recovered(journal)?;
+    let Recovered { state, report, .. } = recovered(journal, u64::MAX)?;
     for (index, message) in state.messages.iter().enumerate() {
         writeln!(out, "{}", exported_message(index, message))?;
     }

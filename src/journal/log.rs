@@ -2,8 +2,9 @@
 //!
 //! Without input or output of its own: the host hands it changes ([`Log::append`]), does the file
 //! operations that it asks for ([`Log::next_op`]), and says how they ended ([`Log::handle_done`]).
-//! Exactly one commit is under way; everything that comes meanwhile gathers for the next. A commit
-//! is one write of a frame ([`super::segment`]), synced if one of its changes asks for it.
+//! Exactly one commit is under way; everything that comes meanwhile gathers for the next, and for those
+//! behind it when that has [`JOURNAL_COMMIT_BYTES`]. A commit is one write of a frame
+//! ([`super::segment`]), synced if one of its changes asks for it.
 //!
 //! *Errors.* A commit that fails is written again, whole and under its number, into another segment:
 //! of what stood in the file behind the last commit that succeeded nothing is believed, and nothing
@@ -14,7 +15,9 @@
 //! filled. `reclaim` frees them.
 //!
 //! Invariants: at most one commit is under way; `committed` never runs ahead of a completed write
-//! and what syncs it; the memory of gathered changes is bounded by who heeds [`Log::is_full`].
+//! and what syncs it; no record begins beyond [`JOURNAL_COMMIT_BYTES`] of a commit. The memory of
+//! gathered changes is bounded by who brings them: publishers wait while those of their shard that
+//! are not committed have [`CHANGES_OPEN_BYTES`](crate::limits::CHANGES_OPEN_BYTES).
 #![forbid(unsafe_code)]
 
 mod commit;
@@ -183,6 +186,10 @@ pub struct Log {
     pub(super) options: Options,
     pub(super) fold: Fold,
     gather: Commit,
+    /// Gathered before it, in order: closed because they were large.
+    queue: VecDeque<Commit>,
+    /// Bytes from which on a commit is closed.
+    commit_bytes: usize,
     flight: Flight,
     /// What was read of the last commit, until it is written again.
     tail: Option<Commit>,
@@ -229,6 +236,8 @@ impl Log {
         Self {
             fold,
             gather: Commit::new(resume.last_commit + 1, resume.place, BlockBuf::default()),
+            queue: VecDeque::new(),
+            commit_bytes: JOURNAL_COMMIT_BYTES,
             flight: Flight::Idle,
             tail: resume.tail.map(Commit::again),
             spare_buf: BlockBuf::default(),
@@ -265,6 +274,8 @@ impl Log {
         if batch.is_empty() {
             return;
         }
+        // Of a batch in several commits the last says how far it goes.
+        self.gather.sync |= batch.sync;
         for body in batch.bodies() {
             self.take(origin, body);
         }
@@ -287,16 +298,17 @@ impl Log {
         self.down
     }
 
-    /// Whether more has gathered than one commit takes: no more changes should be brought before
-    /// it is under way.
-    pub fn is_full(&self) -> bool {
-        self.gather.buf.len() >= JOURNAL_COMMIT_BYTES
+    /// Lets commits be closed earlier.
+    #[cfg(test)]
+    pub(crate) const fn set_commit_bytes(&mut self, bytes: usize) {
+        self.commit_bytes = bytes;
     }
 
     /// Whether everything that was brought is committed, and at the start the last commit that was
     /// read: before that, nothing that was recovered may be answered for.
     pub fn is_idle(&self) -> bool {
-        matches!(self.flight, Flight::Idle) && self.gather.records == 0 && self.tail.is_none()
+        let is_gathered = self.gather.records > 0 || !self.queue.is_empty();
+        matches!(self.flight, Flight::Idle) && !is_gathered && self.tail.is_none()
     }
 
     /// When [`Log::next_op`] should be asked again although nothing has happened.
@@ -339,7 +351,8 @@ impl Log {
     pub fn live_bytes(&self) -> u64 {
         let tail = self.tail.as_ref().map_or(0, |tail| tail.live);
         let under_way = self.flight.commit().map_or(0, |commit| commit.live);
-        (self.total_live + self.gather.live + under_way + tail).max(0) as u64
+        let queued: i64 = self.queue.iter().map(|commit| commit.live).sum();
+        (self.total_live + self.gather.live + queued + under_way + tail).max(0) as u64
     }
 
     /// Sets the clocks: before changes and operations of a turn.
@@ -465,12 +478,31 @@ impl Log {
 
     /// Appends a record to what gathers: where it will lie.
     fn write(&mut self, len: usize, body: impl FnOnce(&mut Vec<u8>)) -> At {
+        if self.gather.records > 0 && self.gather.buf.len() >= self.commit_bytes {
+            self.close_gather();
+        }
         let Commit { number, buf, records, .. } = &mut self.gather;
         let start = buf.len();
         let room = record::RECORD_HEADER + len;
         buf.append(room, |out| record::put(out, *number, body));
         *records += 1;
-        At { commit: *number, offset: (start - RECORDS_AT) as u32, len: (buf.len() - start) as u32 }
+        let short = |len: usize| u32::try_from(len).expect("invariant: a record, behind few bytes");
+        At { commit: *number, offset: short(start - RECORDS_AT), len: short(buf.len() - start) }
+    }
+
+    /// What has gathered is a commit.
+    fn close_gather(&mut self) {
+        let number = self.gather.number + 1;
+        let place = self.gather.place.wrapping_add(u64::from(self.gather.records));
+        let buf = std::mem::take(&mut self.spare_buf);
+        let next = Commit::new(number, place, buf);
+        self.queue.push_back(std::mem::replace(&mut self.gather, next).close());
+    }
+
+    /// A commit that waits behind the one under way.
+    fn queued(&mut self, commit: u64) -> Option<&mut Commit> {
+        let index = commit.checked_sub(self.queue.front()?.number)?;
+        self.queue.get_mut(usize::try_from(index).ok()?)
     }
 
     /// Books what became live, or ceased to be.
@@ -484,6 +516,8 @@ impl Log {
             } else if let Some(c) = self.flight.commit_mut()
                 && c.number == commit
             {
+                c.live += bytes;
+            } else if let Some(c) = self.queued(commit) {
                 c.live += bytes;
             } else if let Some(segment) = self.segment_of(commit) {
                 segment.live += bytes;
@@ -530,8 +564,9 @@ impl Log {
         self.last_committed
     }
 
-    pub(super) fn gathered_bytes(&self) -> usize {
-        self.gather.buf.len()
+    /// Bytes that wait to be committed, beyond the commit under way.
+    pub fn gathered_bytes(&self) -> usize {
+        self.gather.buf.len() + self.queue.iter().map(|commit| commit.buf.len()).sum::<usize>()
     }
 
     // ---- operations ----
@@ -544,12 +579,12 @@ impl Log {
         if let Some(tail) = self.tail.take() {
             self.flight = Flight::Ready(tail);
         }
-        if matches!(self.flight, Flight::Idle) && self.gather.records > 0 {
-            let number = self.gather.number + 1;
-            let place = self.gather.place.wrapping_add(u64::from(self.gather.records));
-            let buf = std::mem::take(&mut self.spare_buf);
-            let next = Commit::new(number, place, buf);
-            let mut commit = std::mem::replace(&mut self.gather, next).close();
+        if matches!(self.flight, Flight::Idle) && self.queue.is_empty() && self.gather.records > 0 {
+            self.close_gather();
+        }
+        if matches!(self.flight, Flight::Idle)
+            && let Some(mut commit) = self.queue.pop_front()
+        {
             // Files are used again when it is on disk, not before, that they are not needed.
             commit.sync |= self.cleaner.freed_bytes() > 0;
             commit.sync |= self.unsynced.len() >= JOURNAL_UNSYNCED_MAX;

@@ -390,9 +390,9 @@ impl Log {
     fn put_copy(&mut self, body: &[u8]) {
         self.counters.copied += 1;
         self.counters.copied_bytes += body.len() as u64;
+        self.put_encoded(body);
         // What it is a copy of may be all that was on disk.
         self.sync_gathered();
-        self.put_encoded(body);
     }
 }
 

@@ -113,7 +113,12 @@ impl Receivers {
         match owed.len() {
             0 => Self::None,
             1 => owed.pop().map_or(Self::None, Self::One),
-            _ => Self::Many(Box::new(Many { all: owed.drain(..).collect(), gaps: 0 })),
+            len => {
+                // Exactly as long: the other is used again.
+                let mut all = Vec::with_capacity(len);
+                all.append(owed);
+                Self::Many(Box::new(Many { all, gaps: 0 }))
+            }
         }
     }
 

@@ -37,7 +37,8 @@ use super::record::{Assign, Entry, Publish, Receiver};
 use super::wire::Numbers;
 use crate::broker::topic_tree::{FilterId, TopicTree};
 use crate::limits::{
-    JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP, JOURNAL_UNSUBSCRIBE_LOOKS, SHARDS_MAX,
+    JOURNAL_COMMIT_BYTES, JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP, JOURNAL_UNSUBSCRIBE_LOOKS,
+    SHARDS_MAX,
 };
 pub use messages::At;
 use messages::{Message, Messages, Owed, Receivers};
@@ -120,6 +121,8 @@ const RETAIN_AS_PUBLISHED: u8 = 1 << 3;
 fn table<K, V>(seed: u64) -> HashMap<K, V, FixedState> {
     HashMap::with_hasher(FixedState::with_seed(seed))
 }
+
+const _: () = assert!(JOURNAL_COMMIT_BYTES < 1 << 28, "where a record begins takes 24 bits");
 
 /// The place of an ASSIGN in the log, for all time: no two are that near each other.
 const fn order_of(at: At) -> u64 {

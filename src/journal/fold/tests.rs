@@ -108,7 +108,7 @@ impl Host {
     }
 
     /// What is live, by what was said of it.
-    fn live(&mut self) -> i64 {
+    fn live(&self) -> i64 {
         self.fold.live.iter().map(|(_, bytes)| bytes).sum()
     }
 }

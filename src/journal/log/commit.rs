@@ -170,7 +170,7 @@ impl Log {
             commit: commit.number,
             oldest,
             place: commit.place,
-            len: (commit.end - RECORDS_AT) as u32,
+            len: u32::try_from(commit.end - RECORDS_AT).expect("invariant: closed in time"),
             records: commit.records,
         };
         let mut buf = std::mem::take(&mut commit.buf);

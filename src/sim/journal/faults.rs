@@ -358,7 +358,8 @@ fn one_unreadable_block_does_not_keep_a_broker_from_starting() {
             let found = recover(&store, options(), 1);
             let Recovered { state, report, mut log } = found.unwrap_or_else(|e| panic!("{e}"));
             let known: Vec<u64> = state.messages.iter().map(|m| m.id.sequence()).collect();
-            assert!(known.len() >= 4 || state.sessions.is_empty(), "{file}, {at}: {known:?}");
+            // The first block of a frame costs the whole commit.
+            assert!(known.len() >= 3 || state.sessions.is_empty(), "{file}, {at}: {known:?}");
             let is_lost = known != [4, 5, 6, 7, 8];
             assert!(!is_lost || !report.is_whole() || report.torn.is_some(), "{file}, {at}");
             assert_eq!(report.is_whole(), report.damage.is_empty(), "{report:?}");

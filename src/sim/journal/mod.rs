@@ -29,6 +29,9 @@ use crate::journal::recover::{Recovered, recover, recover_some};
 use crate::limits::{JOURNAL_OPEN_MAX, JOURNAL_SPARES_MAX, JOURNAL_UNSYNCED_MAX};
 use naive::{Naive, seen_of};
 
+/// Commits are closed from so many bytes on, a block for the header of a segment included.
+const COMMIT_BYTES: usize = 12 * 1024;
+
 /// Segments that are open, and what is prepared; no directory is in the disk's books.
 const OPEN_MAX: usize = JOURNAL_OPEN_MAX + JOURNAL_UNSYNCED_MAX + JOURNAL_SPARES_MAX + 1;
 
@@ -66,7 +69,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, 1);
         let disk = Disk::new(seed);
-        let Recovered { log, .. } = recover(&Folder(&disk), options(), seed).unwrap();
+        let Recovered { mut log, .. } = recover(&Folder(&disk), options(), seed).unwrap();
+        log.set_commit_bytes(COMMIT_BYTES);
         let shards = random.between(1, 3) as usize;
         Self {
             power: random.chance(700),
@@ -207,7 +211,7 @@ impl World {
         self.now = self.now + Duration::from_millis(self.random.below(30));
         self.log.set_clocks(Clocks { monotonic: self.now, unix_ms: 1_000_000 });
         match self.random.below(10) {
-            0..5 if !self.log.is_full() => self.bring(),
+            0..5 if self.log.gathered_bytes() < 8 * COMMIT_BYTES => self.bring(),
             5..7 => self.ask(),
             _ => {
                 if let Some(done) = self.disk.finish_one(0) {
@@ -353,6 +357,7 @@ impl World {
         self.sequences = vec![state.last_sequence; 4];
         self.lanes.iter_mut().for_each(Vec::clear);
         self.log = log;
+        self.log.set_commit_bytes(COMMIT_BYTES);
         self.disk.trouble = super::disk::Trouble::default();
         self.shards = self.random.between(1, 3) as usize;
         self.crashes += 1;
