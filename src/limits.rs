@@ -266,7 +266,7 @@ pub const JOURNAL_ENDED_PER_RECORD: usize = 1024;
 pub const JOURNAL_ENDING_STEP: usize = 2048;
 /// Damaged places that a recovery, or a turn of the journal, names one by one.
 pub const JOURNAL_DAMAGE_REPORTED: usize = 100;
-/// Operations on files that one backend's helper thread has before it.
+/// Operations on files that each of a backend's two helper threads has before it.
 pub const FILE_OPS_MAX: usize = 64;
 /// How long a listener rests after a failure to accept that turning peers away does not mend.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

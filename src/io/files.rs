@@ -1,8 +1,11 @@
-//! The files of one backend, and the thread that does with them what would make the shard wait.
+//! The files of one backend, and the threads that do with them what would make the shard wait.
 //!
-//! The thread is there from the first operation on. `uring` sends it what is rare (opening,
-//! syncing, removing) and writes and reads in its ring; `epoll` sends it everything. Operations are
-//! done in the order in which they were asked for.
+//! A thread is there from its first operation on. `uring` sends them what is rare (opening, syncing,
+//! removing) and writes and reads in its ring; `epoll` sends them everything. What is made ahead of its
+//! use has a thread of its own: a file from when it is made until the next directory is synced, and
+//! what closes or removes. So nobody who waits for a write stands behind megabytes of zeros and their
+//! sync. Each thread does its operations in the order in which they were asked for; an operation that
+//! needs another one to be over is asked for behind its end.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -26,7 +29,12 @@ use crate::limits::FILE_OPS_MAX;
 /// See the [module](self).
 pub(super) struct Files {
     open: HashMap<FileId, Arc<OwnedFd>, FixedState>,
+    /// For what somebody waits for.
     thread: Option<Helper>,
+    /// For what is done ahead, or behind.
+    ahead: Option<Helper>,
+    /// Files that were made, and whose name was not synced yet.
+    fresh: Vec<FileId>,
     waker: Waker,
     /// Over, and not yet handed out.
     done: Vec<FileDone>,
@@ -49,6 +57,8 @@ impl Files {
         Self {
             open: HashMap::with_hasher(FixedState::with_seed(0)),
             thread: None,
+            ahead: None,
+            fresh: Vec::new(),
             waker,
             done: Vec::new(),
         }
@@ -59,8 +69,32 @@ impl Files {
         self.open.get(&file)
     }
 
-    /// Has the thread do it.
+    /// Whether nobody waits for it.
+    fn is_ahead(&mut self, op: &FileOp) -> bool {
+        match op {
+            FileOp::Open { file, create, .. } => {
+                if *create {
+                    self.fresh.push(*file);
+                }
+                *create
+            }
+            FileOp::SyncDir { .. } => {
+                self.fresh.clear();
+                true
+            }
+            FileOp::Close { file } | FileOp::Remove { file, .. } => {
+                self.fresh.retain(|fresh| fresh != file);
+                true
+            }
+            FileOp::Write { file, .. } | FileOp::Read { file, .. } | FileOp::Sync { file } => {
+                self.fresh.contains(file)
+            }
+        }
+    }
+
+    /// Has a thread do it.
     pub(super) fn submit(&mut self, op: FileOp) {
+        let is_ahead = self.is_ahead(&op);
         let fd = match &op {
             FileOp::Write { file, .. } | FileOp::Read { file, .. } | FileOp::Sync { file } => {
                 let Some(fd) = self.open.get(file) else { return self.fail(op, Errno::BADF) };
@@ -69,13 +103,17 @@ impl Files {
             FileOp::Close { file } | FileOp::Remove { file, .. } => self.open.remove(file),
             FileOp::Open { .. } | FileOp::SyncDir { .. } => None,
         };
-        if self.thread.is_none() {
-            match Helper::start(self.waker.clone()) {
-                Ok(thread) => self.thread = Some(thread),
+        let (thread, name) = match is_ahead {
+            false => (&mut self.thread, "noctule-files"),
+            true => (&mut self.ahead, "noctule-ahead"),
+        };
+        if thread.is_none() {
+            match Helper::start(name, self.waker.clone()) {
+                Ok(helper) => *thread = Some(helper),
                 Err(error) => return self.done.push(FileDone { op, result: Err(error) }),
             }
         }
-        let helper = self.thread.as_mut().expect("invariant: made above");
+        let helper = thread.as_mut().expect("invariant: made above");
         match helper.jobs.try_send(Job { op, fd }) {
             Ok(()) => helper.in_flight += 1,
             Err(TrySendError::Full(job)) => self.fail(job.op, Errno::AGAIN),
@@ -98,9 +136,10 @@ impl Files {
         counters: &mut IoCounters,
         completions: &mut Vec<Completion<S>>,
     ) {
-        if let Some(helper) = &mut self.thread
-            && helper.in_flight > 0
-        {
+        for helper in self.thread.iter_mut().chain(&mut self.ahead) {
+            if helper.in_flight == 0 {
+                continue;
+            }
             while let Ok((done, opened)) = helper.done.try_recv() {
                 helper.in_flight -= 1;
                 if let (FileOp::Open { file, .. }, Some(fd)) = (&done.op, opened) {
@@ -120,7 +159,7 @@ impl Files {
 impl Drop for Files {
     /// What is under way is finished: a write that was asked for is not cut short.
     fn drop(&mut self) {
-        if let Some(Helper { jobs, thread, .. }) = self.thread.take() {
+        for Helper { jobs, thread, .. } in self.thread.take().into_iter().chain(self.ahead.take()) {
             drop(jobs);
             let _ = thread.join();
         }
@@ -128,11 +167,11 @@ impl Drop for Files {
 }
 
 impl Helper {
-    fn start(waker: Waker) -> io::Result<Self> {
+    fn start(name: &str, waker: Waker) -> io::Result<Self> {
         let (jobs, asked) = mpsc::sync_channel(FILE_OPS_MAX);
         let (answers, done) = mpsc::channel();
         let thread = thread::Builder::new()
-            .name("noctule-files".to_owned())
+            .name(name.to_owned())
             .spawn(move || work(&asked, &answers, &waker))?;
         Ok(Self { jobs, done, in_flight: 0, thread })
     }

@@ -49,8 +49,8 @@
 //! was written before and not synced is still there. With `sync` a write is on disk when it is over
 //! (`RWF_DSYNC`); [`FileOp::Sync`] makes all earlier writes last, [`FileOp::SyncDir`] names. Files
 //! are opened for direct access (`O_DIRECT`), and without where that is refused. A ring does reads
-//! and writes itself; everything else that may wait is done by one thread of the backend, which
-//! begins with the first operation. Files stay open until they are closed, removed, or the backend
+//! and writes itself; everything else that may wait is done by two threads of the backend, which
+//! begin with their first operation: one for what is prepared or put away, one for the rest. Files stay open until they are closed, removed, or the backend
 //! is dropped; that waits for what is under way.
 //!
 //! *Waiting.* [`Backend::poll`] is the only verb that waits. Submissions, deferred ends and wake-ups

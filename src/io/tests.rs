@@ -152,6 +152,7 @@ contract! {
     files_are_written_and_read,
     a_file_operation_that_cannot_be_done_says_so,
     a_write_under_way_is_finished_when_the_backend_is_dropped,
+    what_is_prepared_keeps_no_write_waiting,
     the_end_of_a_file_operation_ends_the_wait,
     turns_peers_away_without_descriptors,
 }

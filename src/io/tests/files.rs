@@ -98,3 +98,40 @@ pub(super) fn the_end_of_a_file_operation_ends_the_wait<B: Open>() {
     }
     assert!(rig.polls < 1000, "{} polls", rig.polls);
 }
+
+/// Opens a pipe for writing when it is dropped, also by a test that fails.
+struct Writer(std::path::PathBuf);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = std::fs::OpenOptions::new().write(true).open(&self.0);
+    }
+}
+
+/// A directory that takes its time to be synced, a file that is made and one that is removed: a
+/// write, and its sync, pass them.
+pub(super) fn what_is_prepared_keeps_no_write_waiting<B: Open>() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rig = Rig::<B>::new(&small_settings());
+    let path = |name: &str| folder.path().join(name);
+    file(&mut rig, FileOp::Open { file: FILE, path: path("f"), create: true }).result.unwrap();
+    file(&mut rig, FileOp::SyncDir { path: folder.path().to_owned() }).result.unwrap();
+    // Opening it waits until somebody writes to it.
+    let mode = rustix::fs::Mode::RWXU;
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), kind, mode, 0).unwrap();
+    rig.backend.file(FileOp::SyncDir { path: path("pipe") });
+    let writer = Writer(path("pipe"));
+    let other = FileId(FILE.0 + 1);
+    rig.backend.file(FileOp::Open { file: other, path: path("g"), create: true });
+    let buf = block(1, BLOCK);
+    rig.backend.file(FileOp::Write { file: FILE, offset: 0, buf, from: 0, sync: true });
+    rig.until("end of the write", |rig| !rig.files.is_empty());
+    rig.backend.file(FileOp::Sync { file: FILE });
+    rig.until("end of the sync", |rig| rig.files.len() > 1);
+    assert!(matches!(rig.files[0].op, FileOp::Write { .. }), "{:?}", rig.files[0]);
+    assert!(matches!(rig.files[1].op, FileOp::Sync { .. }), "{:?}", rig.files[1]);
+    drop(writer);
+    rig.until("end of the others", |rig| rig.files.len() == 4);
+    assert!(path("g").exists());
+}
