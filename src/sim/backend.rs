@@ -456,7 +456,7 @@ impl Backend for SimBackend {
             ring.counters.enters += 1;
             ring.conns.keys().copied().collect()
         });
-        self.with(|network, _| {
+        self.with(|network, ring| {
             let Network { faults, random, .. } = network;
             if faults.strikes_by_weight(Kind::Shuffled, random) {
                 random.shuffle(&mut indices);
@@ -464,7 +464,12 @@ impl Backend for SimBackend {
             if !indices.is_empty() && faults.strikes_by_weight(Kind::FewCompletions, random) {
                 let first = random.index(indices.len());
                 indices.rotate_left(first);
-                indices.truncate(1);
+                // A poll that has not heard all does not let the next one sleep: what it has not
+                // said of a quiet send is to be heard.
+                for index in indices.drain(1..) {
+                    let send = ring.conns.get_mut(&index).and_then(|conn| conn.send.as_mut());
+                    send.into_iter().for_each(|send| send.is_quiet = false);
+                }
             }
         });
         self.accept(completions);
