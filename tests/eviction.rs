@@ -157,6 +157,8 @@ fn the_queue_on_disk_has_a_bound() {
         wire.handshake(lasting(V5, "archive"));
         wire.subscribe("bound/#", AtLeastOnce);
         drop(wire);
+        // Otherwise the first messages are sent to it, and come again later.
+        broker.wait_for_count("loop", "connections", |count| count == 0);
         let mut source = broker.connect();
         source.handshake(connect(V5, "source"));
         fill(&mut source, "bound/x", 0..640);
