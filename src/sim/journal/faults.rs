@@ -164,8 +164,6 @@ impl Host {
 
 /// A disk that cannot be read for a while, with nothing being written meanwhile, costs time and no
 /// message.
-///
-/// family: 80
 #[test]
 fn a_queue_waits_until_the_disk_can_be_read() {
     let mut host = Host::with_messages(8);
@@ -230,8 +228,6 @@ fn a_read_that_is_no_longer_needed_is_not_waited_for() {
 }
 
 /// One bad read of a segment that is to be freed loses nothing.
-///
-/// family: 80
 #[test]
 fn a_bad_read_loses_nothing_that_is_needed() {
     let mut host = Host::with_messages(3);
@@ -342,8 +338,6 @@ impl Store for Scratched<'_> {
 }
 
 /// Whatever block cannot be read, a start costs what is in it at most, and says where.
-///
-/// family: 80
 #[test]
 fn one_unreadable_block_does_not_keep_a_broker_from_starting() {
     let mut host = Host::with_messages(8);
