@@ -9,114 +9,24 @@
 #![allow(missing_docs, reason = "criterion's macros")]
 #![allow(clippy::print_stdout, reason = "a histogram of its own")]
 
-use std::path::Path;
+mod host;
+
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use noctule::broker::Record;
 use noctule::broker::durable::MessageId;
-use noctule::broker::{Content, QoS, Record};
 use noctule::clock;
-use noctule::ids::ShardId;
 use noctule::io::{Backend, Completion, Epoll, Settings, Uring, Wait};
-use noctule::journal::log::{Log, Options};
-use noctule::journal::record::{Batch, Clocks};
+use noctule::journal::log::Options;
+use noctule::journal::record::Batch;
 use noctule::journal::recover;
-use noctule::limits::{
-    JOURNAL_COMMIT_BYTES, JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX,
-};
+use noctule::limits::{JOURNAL_COMMIT_BYTES, JOURNAL_SEGMENT_BYTES_FIRST};
 
-const ORIGIN: ShardId = ShardId::new(0);
+use host::{Host, ORIGIN, clocks, options, publish};
 
-fn clocks() -> Clocks {
-    Clocks { monotonic: clock::now(), unix_ms: clock::unix_time().as_millis() as u64 }
-}
-
-fn publish(sequence: u64) -> Record {
-    Record::Publish {
-        message: MessageId::new(ORIGIN, sequence),
-        publisher: Rc::from("sensor-0001"),
-        packet_id: None,
-        content: Content::new(
-            "building/floor-2/room-17/temperature",
-            &[],
-            Bytes::from_static(&[7; 128]),
-        ),
-        qos: QoS::AtLeastOnce,
-        retain: false,
-        deadline: None,
-        is_will: false,
-    }
-}
-
-fn options(folder: &Path) -> Options {
-    Options {
-        folder: folder.to_owned(),
-        placement: 1,
-        segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
-        segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
-    }
-}
-
-/// A host with one shard.
-struct Host<B> {
-    backend: B,
-    log: Log,
-    number: u64,
-    batch: Batch,
-}
-
-impl<B: Backend> Host<B> {
-    fn new(backend: B, folder: &Path) -> Self {
-        Self::with(backend, options(folder))
-    }
-
-    fn with(backend: B, options: Options) -> Self {
-        let log = recover::open(options, 1).expect("an empty journal").log;
-        let mut host = Self { backend, log, number: 0, batch: Batch::default() };
-        // A durable session that wants all of it.
-        let client_id: Rc<str> = Rc::from("archive");
-        host.bring(&Record::Session {
-            client_id: client_id.clone(),
-            expiry_secs: 600,
-            offline_since: None,
-        });
-        host.bring(&Record::Subscribe {
-            client_id,
-            filter: "building/#".into(),
-            options: 1,
-            subscription_id: None,
-            seen: Box::default(),
-        });
-        host.commit();
-        host
-    }
-
-    fn bring(&mut self, record: &Record) {
-        self.number += 1;
-        self.batch.push(ORIGIN, self.number, record, clocks());
-    }
-
-    fn commit(&mut self) {
-        self.batch.sync = true;
-        self.log.append(ORIGIN, &self.batch);
-        self.batch.clear(1 << 20);
-        let mut completions = Vec::new();
-        while self.log.committed(ORIGIN) < self.number {
-            self.log.set_clocks(clocks());
-            while let Some(op) = self.log.next_op() {
-                self.backend.file(op);
-            }
-            self.backend.poll(Wait::Forever, &mut completions).expect("it polls");
-            for completion in completions.drain(..) {
-                if let Completion::File(done) = completion {
-                    self.log.handle_done(*done);
-                }
-            }
-        }
-    }
-}
+const PAYLOAD: [u8; 128] = [7; 128];
 
 fn commits<B: Backend>(c: &mut Criterion, name: &str, backend: impl Fn() -> Option<B>) {
     let mut group = c.benchmark_group(format!("journal on {name}"));
@@ -131,7 +41,7 @@ fn commits<B: Backend>(c: &mut Criterion, name: &str, backend: impl Fn() -> Opti
             bench.iter(|| {
                 for _ in 0..records {
                     sequence += 1;
-                    let record = publish(sequence);
+                    let record = publish(sequence, &PAYLOAD);
                     host.bring(&record);
                     let Record::Publish { message, .. } = record else { return };
                     let client_id = Rc::from("archive");
@@ -147,7 +57,7 @@ fn commits<B: Backend>(c: &mut Criterion, name: &str, backend: impl Fn() -> Opti
 fn encode(c: &mut Criterion) {
     let mut group = c.benchmark_group("journal");
     group.throughput(Throughput::Elements(100));
-    let record = publish(1);
+    let record = publish(1, &PAYLOAD);
     let mut batch = Batch::default();
     let now = clocks();
     group.bench_function("encode 100 messages of 128 bytes", |bench| {
@@ -170,7 +80,7 @@ fn recovery(c: &mut Criterion) {
     let backend = Epoll::new(&Settings::default()).expect("a backend");
     let mut host = Host::new(backend, folder.path());
     for sequence in 1..=MESSAGES {
-        host.bring(&publish(sequence));
+        host.bring(&publish(sequence, &PAYLOAD));
         if sequence % 4000 == 0 {
             host.commit();
         }
@@ -258,7 +168,7 @@ fn pauses<B: Backend>(name: &str, backend: B) {
     let mut host = Host::with(backend, Options { segment_bytes_max, ..options(folder.path()) });
     let mut queueing = Pauses::default();
     let bring_in = |host: &mut Host<B>, pauses: &mut Pauses, sequence: u64| {
-        host.bring(&publish(sequence));
+        host.bring(&publish(sequence, &PAYLOAD));
         if sequence.is_multiple_of(50) {
             host.batch.sync = true;
             while host.log.gathered_bytes() >= JOURNAL_COMMIT_BYTES {

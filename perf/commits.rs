@@ -10,53 +10,28 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
+#[path = "../benches/host/mod.rs"]
+mod host;
+
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use noctule::bench::process::Usage;
-use noctule::broker::durable::MessageId;
-use noctule::broker::{Content, QoS, Record};
-use noctule::clock;
-use noctule::ids::ShardId;
 use noctule::io::file::{BLOCK, BlockBuf};
-use noctule::io::{Backend, Completion, Epoll, Settings, Uring, Wait};
-use noctule::journal::log::{Log, Options};
-use noctule::journal::record::{Batch, Clocks};
-use noctule::journal::recover;
-use noctule::limits::{JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX};
+use noctule::io::{Backend, Epoll, Settings, Uring};
+use noctule::journal::record::Batch;
 use redb::{Database, Durability, TableDefinition};
 
-const ORIGIN: ShardId = ShardId::new(0);
+use host::{Host, ORIGIN, clocks, publish};
+
+const PAYLOAD: [u8; 64] = [7; 64];
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("messages");
 /// Records in one group.
 const GROUPS: [u64; 4] = [1, 10, 100, 1000];
 /// A row ends with these, so that it takes little of the disk.
 const RECORDS_MAX: u64 = 1_000_000;
 const RAW_FILE_BYTES: usize = 32 << 20;
-
-fn publish(sequence: u64) -> Record {
-    Record::Publish {
-        message: MessageId::new(ORIGIN, sequence),
-        publisher: Rc::from("sensor-0001"),
-        packet_id: None,
-        content: Content::new(
-            "building/floor-2/room-17/temperature",
-            &[],
-            Bytes::from_static(&[7; 64]),
-        ),
-        qos: QoS::AtLeastOnce,
-        retain: false,
-        deadline: None,
-        is_will: false,
-    }
-}
-
-fn clocks() -> Clocks {
-    Clocks { monotonic: clock::now(), unix_ms: clock::unix_time().as_millis() as u64 }
-}
 
 /// Commits one group after the other, which takes from the number of its first record on, and says
 /// what that cost.
@@ -102,65 +77,10 @@ fn raw(folder: &Path, time: Duration) {
     });
 }
 
-/// The journal with one shard, and a session that wants all of it.
-struct Host<B> {
-    backend: B,
-    log: Log,
-    number: u64,
-    batch: Batch,
-}
-
-impl<B: Backend> Host<B> {
-    fn bring(&mut self, record: &Record) {
-        self.number += 1;
-        self.batch.push(ORIGIN, self.number, record, clocks());
-    }
-
-    fn commit(&mut self) {
-        self.batch.sync = true;
-        self.log.append(ORIGIN, &self.batch);
-        self.batch.clear(1 << 20);
-        let mut completions = Vec::new();
-        while self.log.committed(ORIGIN) < self.number {
-            self.log.set_clocks(clocks());
-            while let Some(op) = self.log.next_op() {
-                self.backend.file(op);
-            }
-            self.backend.poll(Wait::Forever, &mut completions).expect("it polls");
-            for completion in completions.drain(..) {
-                if let Completion::File(done) = completion {
-                    self.log.handle_done(*done);
-                }
-            }
-        }
-    }
-}
-
 fn journal<B: Backend>(name: &str, backend: B, folder: &Path, records: u64, time: Duration) {
-    let options = Options {
-        folder: folder.join("journal"),
-        placement: 1,
-        segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
-        segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
-    };
-    let log = recover::open(options, 1).expect("an empty journal").log;
-    let mut host = Host { backend, log, number: 0, batch: Batch::default() };
-    let client_id: Rc<str> = Rc::from("archive");
-    host.bring(&Record::Session {
-        client_id: client_id.clone(),
-        expiry_secs: 600,
-        offline_since: None,
-    });
-    host.bring(&Record::Subscribe {
-        client_id,
-        filter: "building/#".into(),
-        options: 1,
-        subscription_id: None,
-        seen: Box::default(),
-    });
-    host.commit();
+    let mut host = Host::new(backend, folder);
     measure(name, records, time, |first| {
-        (first..first + records).for_each(|number| host.bring(&publish(number)));
+        (first..first + records).for_each(|number| host.bring(&publish(number, &PAYLOAD)));
         host.commit();
     });
 }
@@ -175,7 +95,7 @@ fn redb(folder: &Path, records: u64, time: Duration) {
             let mut table = write.open_table(TABLE).expect("a table");
             for number in first..first + records {
                 batch.clear(1 << 20);
-                batch.push(ORIGIN, number, &publish(number), clocks());
+                batch.push(ORIGIN, number, &publish(number, &PAYLOAD), clocks());
                 for body in batch.bodies() {
                     table.insert(number, body).expect("insert");
                 }
