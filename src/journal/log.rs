@@ -432,8 +432,8 @@ impl Log {
                 let number = self.fold.number_of(client_id);
                 self.put(origin, &Entry::Session { client_id, expiry_secs, offline_since, number });
             }
-            Entry::Subscribe { filter, .. } => {
-                if let Some((group, number)) = self.fold.new_group(filter) {
+            Entry::Subscribe { filter, options, .. } => {
+                if let Some((group, number)) = self.fold.new_group(filter, options) {
                     self.put(origin, &Entry::Group { group, number });
                 }
                 let at = self.write(body.len(), |out| out.extend_from_slice(body));

@@ -162,7 +162,7 @@ pub fn recover_some(
     let found = find(store, &options)?;
     let mut reading = Reading {
         store,
-        fold: Fold::new(seed),
+        fold: Fold::replaying(seed),
         report: Report::default(),
         segments: Vec::new(),
         last_commit: 0,

@@ -80,6 +80,8 @@ pub struct Fold {
     /// Bytes of records that are live from now on, or no longer: the commit, and how many.
     pub(super) live: Vec<(u64, i64)>,
     last_sequence: u64,
+    /// It is made from what is left of a log: what it lacks may stand further on.
+    is_replaying: bool,
     /// What it has counted.
     pub counts: Counts,
 }
@@ -138,8 +140,13 @@ fn sequence_of(name: u64) -> u64 {
 }
 
 impl Fold {
-    /// Nothing. Tables that clients choose the keys of hash with `seed`.
-    pub fn new(seed: u64) -> Self {
+    /// Nothing, to be made from what is left of a log, up to [`Fold::confirm`]. Tables that clients
+    /// choose the keys of hash with `seed`.
+    pub fn replaying(seed: u64) -> Self {
+        Self { is_replaying: true, ..Self::new(seed) }
+    }
+
+    fn new(seed: u64) -> Self {
         Self {
             sessions: Slab::new(),
             clients: table(seed),
@@ -162,6 +169,7 @@ impl Fold {
             candidates: Vec::new(),
             live: Vec::new(),
             last_sequence: 0,
+            is_replaying: false,
             counts: Counts::default(),
         }
     }

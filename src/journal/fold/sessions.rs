@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::subs::{Members, Sub, Subs};
-use super::{At, FilterId, Fold, Queue, origin_of, sequence_of};
+use super::{At, FilterId, Fold, QOS_BITS, Queue, origin_of, sequence_of};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_ENDING_STEP, TOPIC_LEVELS_MAX};
 
@@ -89,10 +89,19 @@ impl Fold {
         }
     }
 
-    /// The number that the group of this filter will get, if it is shared and has none.
-    pub(crate) fn new_group<'a>(&self, filter: &'a str) -> Option<(&'a str, u64)> {
+    /// The number that the group of this filter has to get before a SUB with these options, if it
+    /// is shared: when there is none, and when what it was owed has ended. A replay knows by the new
+    /// number that this is so, whichever members it knows.
+    pub(crate) fn new_group<'a>(&self, filter: &'a str, options: u8) -> Option<(&'a str, u64)> {
         let (key, _) = shared(filter)?;
-        (!self.group_keys.contains_key(key)).then_some((key, self.next_number))
+        let begins = match self.group_keys.get(key).map(|slot| &self.groups[*slot as usize]) {
+            None => true,
+            Some(group) => {
+                let is_raised = group.members.granted() == 0 && options & QOS_BITS > 0;
+                is_raised && group.queue.names().next().is_none()
+            }
+        };
+        begins.then_some((key, self.next_number))
     }
 
     pub(super) fn session(
@@ -162,10 +171,10 @@ impl Fold {
             over.retain(|name| !held.contains(name));
             over.iter().for_each(|name| drop(self.settle(*name, slot, false)));
         }
-        let empty = self.group_keys.values().copied();
-        let empty: Vec<u32> =
-            empty.filter(|slot| self.groups[*slot as usize].members.is_empty()).collect();
-        empty.into_iter().for_each(|slot| self.end_group(slot));
+        self.is_replaying = false;
+        for slot in self.group_keys.values().copied().collect::<Vec<u32>>() {
+            self.end_if_over(slot);
+        }
         while self.take_apart(usize::MAX) {}
     }
 
@@ -350,6 +359,8 @@ impl Fold {
                 self.add_group(at, key, filter, number);
             }
             Some(slot) => {
+                let is_new = self.groups[slot as usize].number != number;
+                let slot = if is_new { self.owe_nothing(slot) } else { slot };
                 let group = &mut self.groups[slot as usize];
                 let (old, before) = (group.at, group.number);
                 (group.at, group.number) = (at, number);
@@ -385,24 +396,31 @@ impl Fold {
 
     /// A member is gone; what the group is owed ends with the last that could have it.
     fn leave(&mut self, slot: u32, group: u32) {
-        let members = &mut self.groups[group as usize].members;
-        let Some(member) = members.remove(slot) else { return };
-        let (is_over, granted) = (members.is_empty(), members.granted());
+        let Some(member) = self.groups[group as usize].members.remove(slot) else { return };
         self.gone(Some(member.at));
-        if is_over {
+        // The SUBs of others may stand further on, copied there (J10): a replay knows at its end.
+        if !self.is_replaying {
+            self.end_if_over(group);
+        }
+    }
+
+    /// Nobody is left who could have what the group is owed.
+    fn end_if_over(&mut self, group: u32) {
+        let members = &self.groups[group as usize].members;
+        if members.is_empty() {
             self.end_group(group);
-        } else if granted == 0 {
+        } else if members.granted() == 0 {
             self.owe_nothing(group);
         }
     }
 
     /// A group that goes on and is owed nothing any more, however much that was: it gets a place of
-    /// its own, and what it was owed is taken apart in the old one.
-    fn owe_nothing(&mut self, old: u32) {
+    /// its own, which is returned, and what it was owed is taken apart in the old one.
+    fn owe_nothing(&mut self, old: u32) -> u32 {
         let group = &mut self.groups[old as usize];
         let queue = std::mem::take(&mut group.queue);
         if queue.names().next().is_none() {
-            return;
+            return old;
         }
         group.is_ending = true;
         let (number, at) = (group.number, group.at);
@@ -426,5 +444,6 @@ impl Fold {
         self.forget_early_of(old, true);
         self.ending.push((old, true, queue));
         self.take_apart(JOURNAL_ENDING_STEP);
+        new
     }
 }

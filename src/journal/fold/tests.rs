@@ -1,7 +1,7 @@
 //! What must hold of a fold at any time.
 
 use super::{At, Fold};
-use crate::journal::record::{Entry, Publish, Receivers};
+use crate::journal::record::{Entry, Publish, Receiver, Receivers};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP};
 
@@ -82,6 +82,11 @@ impl Host {
         Self { fold: Fold::new(1), commit: 0 }
     }
 
+    /// One that reads a log whose first segments are gone.
+    fn replaying() -> Self {
+        Self { fold: Fold::replaying(1), commit: 0 }
+    }
+
     fn apply(&mut self, entry: &Entry<'_>) {
         self.commit += 1;
         self.fold.apply(at(self.commit), entry);
@@ -96,6 +101,31 @@ impl Host {
         let seen = Numbers::write(seen.iter().copied(), &mut bytes);
         let subscription_id = None;
         self.apply(&Entry::Subscribe { client_id, filter, options, subscription_id, seen });
+    }
+
+    fn unsubscribe(&mut self, client_id: &str, filter: &str) {
+        self.apply(&Entry::Unsubscribe { client_id, filter, seen: Numbers::default() });
+    }
+
+    fn group(&mut self, group: &str, number: u64) {
+        self.apply(&Entry::Group { group, number });
+    }
+
+    /// A PUB as it stands in a log, owed to this group at QoS 1.
+    fn publish_to(&mut self, sequence: u64, group: u64) {
+        let mut bytes = Vec::new();
+        let subscription_ids = Numbers::default();
+        let (is_group, is_assigned, retain) = (true, false, false);
+        let number = group;
+        Receiver { number, is_group, is_assigned, qos: 1, retain, subscription_ids }
+            .put(&mut bytes);
+        let receivers = Receivers::parse(&bytes).expect("written above");
+        self.apply(&Entry::Publish(Publish { receivers, ..publish(sequence, 1) }));
+    }
+
+    /// Sequence numbers and holders.
+    fn owed(&self) -> Vec<(u64, String)> {
+        self.fold.all_owed().map(|(sequence, key)| (sequence, key.to_owned())).collect()
     }
 
     /// Where it lies.
@@ -142,11 +172,7 @@ fn a_group_that_is_owed_nothing_more_goes_on() {
     let count = 3 * JOURNAL_ENDING_STEP as u64;
     let first = host.publish(1);
     (2..=count).for_each(|sequence| _ = host.publish(sequence));
-    host.apply(&Entry::Unsubscribe {
-        client_id: "a",
-        filter: "$share/g/t",
-        seen: Numbers::default(),
-    });
+    host.unsubscribe("a", "$share/g/t");
     assert!(host.fold.is_ending(), "it is paced");
     host.subscribe("b", "$share/g/t", 1, &[]);
     host.publish(count + 1);
@@ -159,15 +185,78 @@ fn a_group_that_is_owed_nothing_more_goes_on() {
     });
     assert_eq!(copied, 0, "a restart does not owe it to the group again");
     while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
-    let owed: Vec<(u64, String)> =
-        host.fold.all_owed().map(|(sequence, key)| (sequence, key.to_owned())).collect();
-    assert_eq!(owed, [(count + 1, "g/t".to_owned())]);
+    assert_eq!(host.owed(), [(count + 1, "g/t".to_owned())]);
     host.apply(&Entry::GroupAck { group: "g/t", message: (count + 1) << 8 });
     assert_eq!(host.fold.messages(), 0);
     host.apply(&Entry::SessionEnded { client_id: "b" });
     host.apply(&Entry::SessionEnded { client_id: "a" });
     while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
     assert_eq!(host.live(), 0);
+}
+
+/// The SUBs of a group's other members were copied behind the end of one's session: the group has
+/// lasted (J10).
+#[test]
+fn a_group_lasts_while_its_members_are_not_read_yet() {
+    for granted in [None, Some(0)] {
+        let mut host = Host::replaying();
+        ["a", "b", "c"].into_iter().zip(1..).for_each(|(id, number)| host.session(id, number));
+        host.group("g/t", 9);
+        host.subscribe("a", "$share/g/t", 1, &[]);
+        if let Some(options) = granted {
+            host.subscribe("b", "$share/g/t", options, &[]);
+        }
+        host.publish_to(1, 9);
+        host.apply(&Entry::SessionEnded { client_id: "a" });
+        host.publish_to(2, 9);
+        host.subscribe("c", "$share/g/t", 1, &[]);
+        host.fold.confirm();
+        let mut owed = host.owed();
+        owed.sort();
+        assert_eq!(owed, [(1, "g/t".to_owned()), (2, "g/t".to_owned())]);
+    }
+}
+
+/// When what a group is owed has ended, it has another number from then on: a replay sees that
+/// without knowing its members.
+#[test]
+fn a_group_with_another_number_is_owed_nothing_of_before() {
+    let mut live = Host::new();
+    ["a", "b"].into_iter().zip(1..).for_each(|(id, number)| live.session(id, number));
+    let filter = "$share/g/t";
+    assert_eq!(live.fold.new_group(filter, 1), Some(("g/t", 3)));
+    live.group("g/t", 3);
+    live.subscribe("a", filter, 1, &[]);
+    assert_eq!(live.fold.new_group(filter, 1), None);
+    live.subscribe("b", filter, 0, &[]);
+    live.publish(1);
+    live.unsubscribe("a", filter);
+    assert_eq!(live.fold.new_group(filter, 0), None, "it goes on, and is owed nothing");
+    assert_eq!(live.fold.new_group(filter, 1), Some(("g/t", 4)));
+    // Lowered, it is owed what it was.
+    live.subscribe("b", filter, 1, &[]);
+    live.publish(2);
+    live.subscribe("b", filter, 0, &[]);
+    assert_eq!(live.fold.new_group(filter, 1), None);
+
+    let mut host = Host::replaying();
+    ["a", "b"].into_iter().zip(1..).for_each(|(id, number)| host.session(id, number));
+    host.group("g/t", 3);
+    host.publish_to(1, 3);
+    host.unsubscribe("a", filter);
+    host.group("g/t", 4);
+    host.subscribe("b", filter, 1, &[]);
+    host.publish_to(2, 4);
+    host.fold.confirm();
+    assert_eq!(host.owed(), [(2, "g/t".to_owned())]);
+    // Nobody came who could have it.
+    let mut host = Host::replaying();
+    host.session("b", 2);
+    host.group("g/t", 3);
+    host.publish_to(1, 3);
+    host.subscribe("b", filter, 0, &[]);
+    host.fold.confirm();
+    assert_eq!((host.owed(), host.fold.messages()), (Vec::new(), 0));
 }
 
 /// What a SUB has seen keeps from it what its home had, and is forgotten when that has passed.
