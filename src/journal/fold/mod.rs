@@ -339,17 +339,12 @@ impl Fold {
         }
         let Self { candidates, sessions, plain, .. } = self;
         candidates.clear();
-        let (sequence, origin) = (sequence_of(publish.message), origin_of(publish.message));
+        let (name, is_at_once) = (publish.message, publish.qos == 1);
         plain.visit_matches(publish.topic, |_, subs| {
             for sub in subs.iter() {
                 let is_own = sub.options & NO_LOCAL != 0
                     && *sessions[sub.session as usize].client_id == *publish.publisher;
-                let had = publish.qos == 1
-                    && sub
-                        .seen
-                        .iter()
-                        .any(|name| origin_of(*name) == origin && sequence <= sequence_of(*name));
-                if sub.options & QOS_BITS > 0 && !is_own && !had {
+                if sub.is_kept() && !is_own && !(is_at_once && sub.had(name)) {
                     candidates.push(Candidate {
                         session: sub.session,
                         serial: sub.serial,
@@ -379,8 +374,10 @@ impl Fold {
         let Self { resolved, groups, shared, .. } = self;
         shared.visit_matches(publish.topic, |_, slots| {
             for slot in slots {
-                let granted = groups[*slot as usize].members.granted();
-                if granted > 0 {
+                let members = &groups[*slot as usize].members;
+                let granted = members.granted();
+                let mut kept = members.iter().filter(|member| member.is_kept());
+                if granted > 0 && kept.any(|member| !(is_at_once && member.had(name))) {
                     resolved.push(Owed {
                         holder: *slot,
                         is_group: true,
@@ -394,7 +391,7 @@ impl Fold {
                 }
             }
         });
-        if let Some(done) = self.early[origin].get(&publish.message) {
+        if let Some(done) = self.early[origin_of(name)].get(&name) {
             self.resolved.retain(|owed| !done.contains(&(owed.holder, owed.is_group)));
         }
     }

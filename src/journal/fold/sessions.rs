@@ -290,12 +290,18 @@ impl Fold {
             self.groups[group as usize].members.put(new)
         } else {
             let id = self.plain.insert_with(filter, Subs::default);
-            if self.sessions[slot as usize].subs.insert(id) {
-                for name in &new.seen {
-                    self.passing[origin_of(*name)].insert((sequence_of(*name), id, slot));
+            self.sessions[slot as usize].subs.insert(id);
+            let Self { plain, passing, .. } = self;
+            let old = plain[id].put(new).map(|(at, seen)| {
+                for name in seen {
+                    passing[origin_of(name)].remove(&(sequence_of(name), id, slot));
                 }
+                at
+            });
+            for name in plain[id].get(slot).map_or(&[][..], |sub| &sub.seen) {
+                passing[origin_of(*name)].insert((sequence_of(*name), id, slot));
             }
-            self.plain[id].put(new)
+            old
         };
         self.replaced(old, at);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{At, QOS_BITS};
+use super::{At, QOS_BITS, origin_of, sequence_of};
 
 /// One subscription, with the others of its filter.
 #[derive(Debug)]
@@ -22,10 +22,28 @@ pub(crate) struct Sub {
 }
 
 impl Sub {
-    /// A SUB changes it, which began before. Where the record is that it came from.
-    fn change(&mut self, new: Self) -> At {
-        let (serial, seen) = (self.serial, std::mem::take(&mut self.seen));
-        std::mem::replace(self, Self { serial, seen, ..new }).at
+    /// Whether it may be owed messages.
+    pub(crate) const fn is_kept(&self) -> bool {
+        self.options & QOS_BITS > 0
+    }
+
+    /// Whether this QoS 1 message came to its home before it was to be owed.
+    pub(crate) fn had(&self, name: u64) -> bool {
+        let covers = |last: &u64| {
+            origin_of(*last) == origin_of(name) && sequence_of(name) <= sequence_of(*last)
+        };
+        self.seen.iter().any(covers)
+    }
+
+    /// A SUB changes it, which began before; one at QoS 0 is owed nothing, and begins to be when it
+    /// is raised. Where the record is that it came from, and what that had seen.
+    fn change(&mut self, mut new: Self) -> (At, Vec<u64>) {
+        new.serial = self.serial;
+        if self.is_kept() {
+            new.seen.clone_from(&self.seen);
+        }
+        let old = std::mem::replace(self, new);
+        (old.at, old.seen)
     }
 }
 
@@ -55,8 +73,8 @@ impl Subs {
         }
     }
 
-    /// A SUB: where the record lies that it replaces.
-    pub(crate) fn put(&mut self, new: Sub) -> Option<At> {
+    /// A SUB: where the record lies that it replaces, and what that had seen.
+    pub(crate) fn put(&mut self, new: Sub) -> Option<(At, Vec<u64>)> {
         if let Some(sub) = self.get_mut(new.session) {
             return Some(sub.change(new));
         }
@@ -130,7 +148,7 @@ impl Members {
         if let Some(before) = before {
             self.by_qos[before] -= 1;
         }
-        self.subs.put(new)
+        self.subs.put(new).map(|(at, _)| at)
     }
 
     pub(crate) fn remove(&mut self, session: u32) -> Option<Sub> {

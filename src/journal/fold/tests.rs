@@ -276,6 +276,27 @@ fn what_a_subscription_has_seen_is_forgotten_when_it_has_passed() {
     assert!(host.fold.passing.iter().all(|passing| passing.is_empty()));
 }
 
+/// A subscription at QoS 0 is owed nothing: when it is raised, what its home has seen by then is not
+/// owed, and what it had seen before says nothing any more.
+#[test]
+fn a_raised_subscription_has_seen_what_its_home_had() {
+    for filter in ["t", "$share/g/t"] {
+        let mut host = Host::new();
+        host.session("c", 1);
+        host.subscribe("c", filter, 0, &[2 << 8]);
+        host.subscribe("c", filter, 2, &[4 << 8]);
+        host.subscribe("c", filter, 1, &[9 << 8]);
+        (4..=5).for_each(|sequence| _ = host.publish(sequence));
+        let sequences: Vec<u64> = host.owed().iter().map(|(sequence, _)| *sequence).collect();
+        assert_eq!(sequences, [5], "{filter}");
+        assert!(host.fold.passing.iter().all(|passing| passing.is_empty()));
+        host.subscribe("c", filter, 0, &[]);
+        host.subscribe("c", filter, 1, &[8 << 8]);
+        host.unsubscribe("c", filter);
+        assert!(host.fold.passing.iter().all(|passing| passing.is_empty()));
+    }
+}
+
 /// What is early is of one origin: another's messages end nothing of it, and what is too much is
 /// counted.
 #[test]
