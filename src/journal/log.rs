@@ -82,6 +82,8 @@ pub struct Tail {
     pub number: u64,
     /// Of its first record.
     pub place: u64,
+    /// All numbers of sessions and groups that were given before it are below, and no other.
+    pub numbers_from: u64,
     /// How many records it has.
     pub count: u32,
     /// Their bytes.
@@ -234,8 +236,13 @@ impl Log {
         let total_live = resume.segments.iter().map(|segment| segment.live).sum();
         let preparing = Preparing::new(&resume);
         Self {
+            gather: Commit::new(
+                resume.last_commit + 1,
+                resume.place,
+                fold.next_number(),
+                BlockBuf::default(),
+            ),
             fold,
-            gather: Commit::new(resume.last_commit + 1, resume.place, BlockBuf::default()),
             queue: VecDeque::new(),
             commit_bytes: JOURNAL_COMMIT_BYTES,
             flight: Flight::Idle,
@@ -495,7 +502,7 @@ impl Log {
         let number = self.gather.number + 1;
         let place = self.gather.place.wrapping_add(u64::from(self.gather.records));
         let buf = std::mem::take(&mut self.spare_buf);
-        let next = Commit::new(number, place, buf);
+        let next = Commit::new(number, place, self.fold.next_number(), buf);
         self.queue.push_back(std::mem::replace(&mut self.gather, next).close());
     }
 

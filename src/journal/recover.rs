@@ -170,6 +170,7 @@ pub fn recover_some(
         pending: None,
         tail: None,
         tail_records: Vec::new(),
+        tail_numbers_from: 0,
         tail_live: 0,
     };
     // Of the size of a segment: made once.
@@ -180,6 +181,7 @@ pub fn recover_some(
     }
     drop(bytes);
     reading.finish();
+    let numbers_from = reading.tail_numbers_from;
     let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
         reading;
     let report_to = &mut report;
@@ -197,6 +199,7 @@ pub fn recover_some(
             Some(Tail {
                 number: frame.commit,
                 place: frame.place,
+                numbers_from,
                 count: frame.records,
                 records,
                 live: tail_live,
@@ -346,22 +349,31 @@ fn read_some(
     read.map_err(|error| RecoverError::File(store.name(file), error))
 }
 
-/// Who is there, or not.
+/// What a record says of whether a session or a group was there before it.
 enum Existence {
+    /// It was, with this number.
     Session(Box<str>, u64),
-    Ended(Box<str>),
+    /// No session of this client, or not the one that it has from here on.
+    NoSession(Box<str>),
     Group(Box<str>, u64),
+    NoGroup(Box<str>),
 }
 
 impl Existence {
-    fn of(entry: &Entry<'_>) -> Option<Self> {
+    /// Those before its segment were given numbers below `before`, if that is known.
+    fn of(entry: &Entry<'_>, before: Option<u64>) -> Option<Self> {
+        let was_there = |number: &u64| before.is_none_or(|before| *number < before);
         match entry {
             Entry::Session { client_id, expiry_secs: 0, .. }
-            | Entry::SessionEnded { client_id } => Some(Self::Ended((*client_id).into())),
-            Entry::Session { client_id, number, .. } => {
-                Some(Self::Session((*client_id).into(), *number))
-            }
-            Entry::Group { group, number } => Some(Self::Group((*group).into(), *number)),
+            | Entry::SessionEnded { client_id } => Some(Self::NoSession((*client_id).into())),
+            Entry::Session { client_id, number, .. } => Some(match was_there(number) {
+                true => Self::Session((*client_id).into(), *number),
+                false => Self::NoSession((*client_id).into()),
+            }),
+            Entry::Group { group, number } => Some(match was_there(number) {
+                true => Self::Group((*group).into(), *number),
+                false => Self::NoGroup((*group).into()),
+            }),
             _ => None,
         }
     }
@@ -405,21 +417,24 @@ struct Reading<'a> {
     tail: Option<(usize, u64, Frame)>,
     /// Its records' bytes.
     tail_records: Vec<u8>,
+    /// What numbers were given before it.
+    tail_numbers_from: u64,
     tail_live: i64,
 }
 
 impl Reading<'_> {
     /// Freeing segments copies the record of a session behind others of that session: what stands
-    /// first of it says whether it was there from the beginning of what is left.
+    /// first of it says, by its number, whether it was there from the beginning of what is left.
     fn expect(&mut self, needed: &[Found], bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
         let mut by_commit: BTreeMap<u64, (bool, Vec<Existence>)> = BTreeMap::new();
         let mut last = 0;
         for found in needed {
             read_some(self.store, found.file, found.bytes, bytes)?;
+            let before = found.header.map(|header| header.next_number);
             for (_, frame, records) in Frames::new(bytes, found.sequence) {
                 let mut said = Vec::new();
                 scan::of_kinds(&frame, records, record::SESSION_KINDS, |entry| {
-                    said.extend(Existence::of(&entry));
+                    said.extend(Existence::of(&entry, before));
                 });
                 last = last.max(frame.commit);
                 let before = by_commit.get(&frame.commit).map(|(is_whole, _)| *is_whole);
@@ -435,6 +450,7 @@ impl Reading<'_> {
             by_commit.remove(&last);
         }
         let mut met: HashSet<Box<str>, FixedState> = HashSet::default();
+        let mut met_groups = met.clone();
         for existence in by_commit.into_values().flat_map(|(_, said)| said) {
             match existence {
                 Existence::Session(client_id, number) => {
@@ -442,10 +458,17 @@ impl Reading<'_> {
                         self.fold.expect_session(&client_id, number);
                     }
                 }
-                Existence::Ended(client_id) => {
+                Existence::NoSession(client_id) => {
                     met.insert(client_id);
                 }
-                Existence::Group(key, number) => self.fold.expect_group(&key, number),
+                Existence::Group(key, number) => {
+                    if met_groups.insert(key.clone()) {
+                        self.fold.expect_group(&key, number);
+                    }
+                }
+                Existence::NoGroup(key) => {
+                    met_groups.insert(key);
+                }
             }
         }
         Ok(())
@@ -556,6 +579,7 @@ impl Reading<'_> {
         self.last_commit = frame.commit;
         self.place = frame.place.wrapping_add(u64::from(frame.records));
         self.report.commits += 1;
+        self.tail_numbers_from = self.fold.next_number();
         let Self { fold, report, segments, store, tail_live, .. } = self;
         let Pieces { whole, mut bad } = pieces;
         report.records += whole.len() as u64;

@@ -40,7 +40,7 @@ pub struct Header {
     pub first_commit: u64,
     /// The greatest sequence number of a message that was mentioned before it.
     pub last_sequence: u64,
-    /// The host has given all numbers of sessions and groups below this one before it.
+    /// The host has given all numbers of sessions and groups below this one before it, and no other.
     pub next_number: u64,
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Commit {
     end: usize,
     pub(super) records: u32,
     pub(super) place: u64,
+    /// All numbers of sessions and groups that were given before it are below, and no other.
+    numbers_from: u64,
     pub(super) sync: bool,
     /// Per origin, the number of the last change.
     pub(super) ends: Vec<(ShardId, u64)>,
@@ -31,15 +33,26 @@ pub(super) struct Commit {
 pub(super) const RECORDS_AT: usize = BLOCK + FRAME_HEADER;
 
 impl Commit {
-    pub(super) fn new(number: u64, place: u64, mut buf: BlockBuf) -> Self {
+    pub(super) fn new(number: u64, place: u64, numbers_from: u64, mut buf: BlockBuf) -> Self {
         buf.clear(JOURNAL_COMMIT_BYTES_KEPT);
         buf.resize(RECORDS_AT);
-        Self { number, buf, end: 0, records: 0, place, sync: false, ends: Vec::new(), live: 0 }
+        Self {
+            number,
+            buf,
+            end: 0,
+            records: 0,
+            place,
+            numbers_from,
+            sync: false,
+            ends: Vec::new(),
+            live: 0,
+        }
     }
 
     /// One that was read, to be written again.
     pub(super) fn again(tail: Tail) -> Self {
-        let mut commit = Self::new(tail.number, tail.place, BlockBuf::default());
+        let Tail { number, place, numbers_from, .. } = tail;
+        let mut commit = Self::new(number, place, numbers_from, BlockBuf::default());
         commit.buf.append(tail.records.len(), |out| out.extend_from_slice(&tail.records));
         (commit.records, commit.live, commit.sync) = (tail.count, tail.live, true);
         commit.close()
@@ -183,7 +196,7 @@ impl Log {
                 created_ms: self.clocks.unix_ms,
                 first_commit: commit.number,
                 last_sequence: self.fold.last_sequence(),
-                next_number: self.fold.next_number(),
+                next_number: commit.numbers_from,
             };
             header.encode(buf.as_mut_slice());
         }

@@ -100,6 +100,8 @@ impl World {
         let filter: Box<str> = self.random.pick(&["t/0", "t/1", "t/#", "#"]).into();
         let exists = self.naive.clients().contains(&client);
         let record = match self.random.below(100) {
+            // It has a session that does not last, or none.
+            90.. if !exists => return Some((home, self.publish(home, client_id))),
             _ if !exists => Record::Session { client_id, expiry_secs: 60, offline_since: None },
             0..2 => Record::SessionEnded { client_id },
             2..5 => Record::Session { client_id, expiry_secs: 90, offline_since: Some(self.now) },
