@@ -20,6 +20,8 @@ use crate::codec::mqtt::{Auth, Packet, PacketId, QoS, ReasonCode, Version};
 
 /// What the broker gives an authentication, but for the time that packets are under way.
 const LOGIN_TIME: Duration = Duration::from_secs(5);
+/// The highest packet id.
+const ID_MAX: u16 = 300;
 
 /// What a client has asked for.
 #[derive(Clone, Debug)]
@@ -120,6 +122,8 @@ pub struct Client {
     pub alias_max: u16,
     /// What the broker allows.
     pub receive_max: u16,
+    /// A packet id is used again as soon as it is free.
+    pub takes_lowest_id: bool,
     /// It does not read before.
     pub deaf_until: Time,
     /// It does not connect before.
@@ -133,6 +137,8 @@ pub struct Client {
     late_cleans: Vec<usize>,
     /// The session may end while its client is away.
     is_short: bool,
+    /// How long it lasts by the DISCONNECT that was sent last, if that says so.
+    changed_expiry: Option<u32>,
     /// It has sent something behind CONNECT, and CONNACK has not come.
     is_early: bool,
     /// The last number in the order of what was sent before this connection.
@@ -179,6 +185,7 @@ impl Client {
             alias_max: 0,
             // Until it is told.
             receive_max: 1,
+            takes_lowest_id: false,
             deaf_until: Time::ZERO,
             away_until: Time::ZERO,
             last_sent: Time::ZERO,
@@ -186,6 +193,7 @@ impl Client {
             is_unsure: false,
             late_cleans: Vec::new(),
             is_short: false,
+            changed_expiry: None,
             is_early: false,
             begun: 0,
             logs_in: false,
@@ -228,8 +236,12 @@ impl Client {
 
     /// A packet id that is free.
     pub fn free_id(&mut self) -> Option<PacketId> {
+        if self.takes_lowest_id {
+            let is_free = |id: &u16| !self.exchanges.contains_key(id);
+            return (1..=ID_MAX).find(is_free).and_then(PacketId::new);
+        }
         for _ in 0..200 {
-            self.next_id = self.next_id % 300 + 1;
+            self.next_id = self.next_id % ID_MAX + 1;
             if !self.exchanges.contains_key(&self.next_id) {
                 return PacketId::new(self.next_id);
             }
@@ -296,6 +308,7 @@ impl Client {
         self.ping_sent = false;
         self.alias_max = 0;
         self.is_early = false;
+        self.changed_expiry = None;
         self.begun = self.orders;
         self.logs_in = asked.login.is_some();
         self.login_since = now();
@@ -329,6 +342,7 @@ impl Client {
     /// It asks for a session that lasts so long, from DISCONNECT on.
     pub fn change_expiry(&mut self, expiry_secs: u32) {
         self.is_short |= expiry_secs < 1_000_000;
+        self.changed_expiry = Some(expiry_secs);
     }
 
     /// Authenticates again, in so many steps.

@@ -151,6 +151,10 @@ kinds! {
     Evict = "queues-on-disk",
     /// A crash or a power cut that waits for a write of the journal to be under way.
     MidWrite = "crash-mid-write",
+    /// Clients that subscribe to one new topic at one time, and publish there.
+    Herd = "herd",
+    /// Clients that use a packet id again as soon as it is free.
+    LowestId = "lowest-packet-id",
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

@@ -22,6 +22,8 @@ const TOPICS: [&str; 7] = ["a", "a/b", "a/c", "b", "b/c/d", "/e", "a/b/c"];
 const SHARED_TOPICS: [&str; 3] = ["g/a", "g/b", "g/c/d"];
 const FILTERS: [&str; 9] = ["a", "a/b", "a/c", "b", "b/c/d", "/e", "a/b/c", "g/a", "g/b"];
 const WILD: [&str; 10] = ["m/#", "m/+", "#", "a/#", "+", "+/b", "a/+", "+/+/+", "/+", "b/#"];
+/// Messages until the herd goes on to another topic.
+const HERD_MESSAGES: u64 = 20;
 const SHARED_FILTERS: [&str; 5] =
     ["$share/one/g/a", "$share/one/g/+", "$share/two/g/#", "$share/two/g/b", "$share/one/g/c/d"];
 
@@ -88,25 +90,40 @@ impl Workload<'_> {
                 let steps = self.random.below(3) as u8;
                 self.client.log_in_again(self.network, steps);
             }
+            _ if self.strikes(Kind::Herd) => self.follow(),
             _ => self.publish(),
         }
+    }
+
+    /// Whatever is new: the same topic for all, until another one is.
+    fn follow(&mut self) {
+        let topic = format!("h/{}", self.oracle.message_count() / HERD_MESSAGES);
+        if self.random.chance(600) && self.is_new(&topic) {
+            let qos = self.random.pick(&[QoS::AtLeastOnce, QoS::ExactlyOnce]);
+            self.subscribe_to(&[(topic, SubscriptionOptions::new(qos))], None);
+        } else {
+            self.publish_one(Some((topic, false)));
+        }
+    }
+
+    /// Whether its client neither holds this filter nor has asked for it.
+    fn is_new(&self, filter: &str) -> bool {
+        let is_asked = |exchange: &Exchange| match exchange {
+            Exchange::Subscribe(filters) => filters.iter().any(|(f, _)| f == filter),
+            _ => false,
+        };
+        !self.client.held.contains_key(filter) && !self.client.exchanges.values().any(is_asked)
     }
 
     /// Before all is quiet: retained messages to few topics, and first subscriptions to them. What
     /// goes wrong there then stays wrong, and shows.
     fn act_finale(&mut self) {
         let topic = format!("m/{}", self.random.below(12));
-        let is_asked = |exchange: &Exchange| match exchange {
-            Exchange::Subscribe(filters) => filters.iter().any(|(f, _)| *f == topic),
-            _ => false,
-        };
-        let is_new =
-            !self.client.held.contains_key(&topic) && !self.client.exchanges.values().any(is_asked);
-        if self.random.chance(400) && is_new {
+        if self.random.chance(400) && self.is_new(&topic) {
             let options = SubscriptionOptions::new(QoS::AtLeastOnce);
             self.subscribe_to(&[(topic, options)], None);
         } else if self.network.faults.is_on(Kind::Retain) {
-            self.publish_one(Some(topic));
+            self.publish_one(Some((topic, true)));
         }
     }
 
@@ -154,6 +171,7 @@ impl Workload<'_> {
             asked.login = Some(self.random.below(4) as u8);
         }
         let shard = self.random.index(self.terms.shards);
+        self.client.takes_lowest_id = self.strikes(Kind::LowestId);
         let link = self.network.connect(index, shard);
         let will = self.will(link, seconds);
         self.network.trace.line(now(), || {
@@ -277,8 +295,8 @@ impl Workload<'_> {
         }
     }
 
-    /// One message; with a topic, one that is retained there.
-    fn publish_one(&mut self, retained: Option<String>) {
+    /// One message; to this topic, if there is one, and retained there.
+    fn publish_one(&mut self, to: Option<(String, bool)>) {
         let limit = usize::from(self.client.receive_max.min(40));
         let mut len = self.random.between(8, 60) as usize;
         if self.strikes_of(Kind::Large, 30) {
@@ -301,9 +319,11 @@ impl Workload<'_> {
         if message.retain && self.strikes_of(Kind::Clear, 100) {
             message.len = 0;
         }
-        if let (Some(topic), false) = (retained, self.terms.refuses) {
+        if let Some((topic, retain)) = to
+            && !(retain && self.terms.refuses)
+        {
             message.topic = topic;
-            message.retain = true;
+            message.retain |= retain;
         }
         let is_v5 = self.client.version == Version::V5;
         if is_v5 && self.strikes_of(Kind::MessageExpiry, 100) {

@@ -70,6 +70,10 @@ impl Client {
                     if self.stage == Stage::Online && !network.links[link].is_cut {
                         judge_end(self, network, oracle, link, None);
                     }
+                    if let Some(secs) = self.changed_expiry.filter(|_| !network.links[link].is_cut)
+                    {
+                        oracle.on_expiry_known(index, secs);
+                    }
                     network.client_close(link);
                 }
                 self.lose(network, oracle);
@@ -134,6 +138,7 @@ impl Client {
             (Stage::Ending, Packet::Disconnect(disconnect)) => {
                 judge_end(self, network, oracle, link, Some(disconnect.reason));
                 oracle.on_will_unsure(link);
+                self.changed_expiry = None;
             }
             (Stage::Broken, Packet::Disconnect(disconnect)) => {
                 let of_packet = [ReasonCode::MALFORMED_PACKET, ReasonCode::PROTOCOL_ERROR];
@@ -199,7 +204,7 @@ impl Client {
         self.lost = false;
         let assumed = present.unwrap_or(!clean);
         if present == Some(true) && self.version != Version::V31 {
-            oracle.on_present(index);
+            oracle.on_present(index, network);
         }
         oracle.on_connack(index, clean, present.or(Some(assumed)), network);
         if let Some(link) = self.link {

@@ -31,7 +31,9 @@ impl Oracle {
         let state = &mut self.clients[client];
         state.expiry_secs = expiry_secs;
         state.least_expiry_secs = state.least_expiry_secs.min(expiry_secs);
+        state.earlier_expiry_secs = state.most_expiry_secs;
         state.most_expiry_secs = state.most_expiry_secs.max(expiry_secs);
+        state.unanswered.push((link, expiry_secs));
         let session = &mut state.session;
         session.packet_max = Some(session.packet_max.map_or(max, |before| before.min(max)));
     }
@@ -60,11 +62,6 @@ impl Oracle {
         if present == Some(false) && !clean && self.is_surely_there(client) {
             self.fail("session-lost", format!("client {client}: its session is gone"));
         }
-        if present == Some(true)
-            && let Some(text) = self.has_expired(client, network)
-        {
-            self.fail("session-expired", text);
-        }
         if present != Some(true) && !clean {
             self.begin_session_at_connack(client);
         }
@@ -73,10 +70,24 @@ impl Oracle {
         state.connects_since_end = None;
         state.gone_since = None;
         state.least_expiry_secs = state.expiry_secs;
-        state.most_expiry_secs = state.expiry_secs;
+        let mine = state.link.map(|current| current.link);
+        let is_open = |link: usize| network.links[link].server_closed.is_none();
+        state.unanswered.retain(|(link, _)| Some(*link) != mine && is_open(*link));
+        state.most_expiry_secs = state.unanswered_expiry_secs().max(state.expiry_secs);
         if let Some(current) = &mut state.link {
             current.began = Some(now());
             self.connacked.insert(current.link);
+        }
+    }
+
+    /// CONNACK says that there is a session; 3.1 does not say.
+    pub fn on_present(&mut self, client: usize, network: &Network) {
+        if self.clients[client].connects_since_end == Some(1) {
+            let text = format!("client {client}: a session that was to end with its connection");
+            self.fail("session-resurrected", text);
+        }
+        if let Some(text) = self.has_expired(client, network) {
+            self.fail("session-expired", text);
         }
     }
 
@@ -115,14 +126,14 @@ impl Oracle {
             closed = closed.max(link.server_closed?);
         }
         let arrived = network.links[mine].connect_arrived?;
-        let ends = closed.plus_secs(state.most_expiry_secs) + SLACK;
-        let is_forever = state.most_expiry_secs == u32::MAX;
+        let ends = closed.plus_secs(state.earlier_expiry_secs) + SLACK;
+        let is_forever = state.earlier_expiry_secs == u32::MAX;
         let is_late = arrived > ends && !self.disk_failed;
         (is_late && !is_forever && network.last_jump < closed).then(|| {
             format!(
                 "client {client}: gone for {:?} of {} s, and still there",
                 arrived.since(closed),
-                state.most_expiry_secs
+                state.earlier_expiry_secs
             )
         })
     }
@@ -163,6 +174,12 @@ impl Oracle {
         let state = &mut self.clients[client];
         state.least_expiry_secs = state.least_expiry_secs.min(expiry_secs);
         state.most_expiry_secs = state.most_expiry_secs.max(expiry_secs);
+    }
+
+    /// It has: the broker has closed behind it, and for no reason of its own.
+    pub fn on_expiry_known(&mut self, client: usize, expiry_secs: u32) {
+        let state = &mut self.clients[client];
+        state.most_expiry_secs = state.unanswered_expiry_secs().max(expiry_secs);
     }
 
     /// Whether what was sent on one connection of a client is before what was sent on another,

@@ -32,6 +32,8 @@ impl Oracle {
             client.session.newest_retained.retain(|_, id| lasts(id));
             let has_begun = client.link.is_some_and(|current| current.began.is_some());
             client.connects_since_end = (has_begun && client.most_expiry_secs == 0).then_some(0);
+            // A DISCONNECT that was heard need not be on disk.
+            client.most_expiry_secs = client.most_expiry_secs.max(client.expiry_secs);
         }
     }
 
@@ -49,13 +51,5 @@ impl Oracle {
     /// Whether what has to be stored may be refused.
     pub fn may_refuse(&self) -> bool {
         self.terms.refuses || self.disk_failed
-    }
-
-    /// CONNACK says that there is a session.
-    pub fn on_present(&mut self, client: usize) {
-        if self.clients[client].connects_since_end == Some(1) {
-            let text = format!("client {client}: a session that was to end with its connection");
-            self.fail("session-resurrected", text);
-        }
     }
 }

@@ -82,6 +82,8 @@ struct Asked {
     id: Option<u32>,
     /// On which connection.
     link: usize,
+    /// The first message that was published after it.
+    since: u64,
     /// SUBACK has come for it.
     answered: bool,
 }
@@ -105,6 +107,17 @@ struct Subscription {
 impl Subscription {
     fn wants(&self, topic: &str) -> bool {
         matches(&self.filter, topic)
+    }
+
+    /// Whether its client had asked for it when it sent this message on the same connection: which
+    /// is not read further while SUBSCRIBE waits for the other shards (SHARDS.md I5).
+    fn is_before(&self, id: u64, message: &Message) -> bool {
+        let is_before =
+            |asked: &Asked| asked.link == message.link && asked.answered && asked.since <= id;
+        self.share.is_none()
+            && message.will.is_none()
+            && !message.resent
+            && self.asked.iter().any(is_before)
     }
 
     /// Whether it was ever asked for at QoS 0, and whether ever above that.
@@ -178,6 +191,10 @@ struct Client {
     least_expiry_secs: u32,
     /// And the most.
     most_expiry_secs: u32,
+    /// The most before the last CONNECT.
+    earlier_expiry_secs: u32,
+    /// Connections whose CONNACK has not come, and which may get there yet, with what they asked for.
+    unanswered: Vec<(usize, u32)>,
     link: Option<Current>,
     /// QoS 0 messages of the current connection of which it is not known that they were read.
     unread: Vec<u64>,
@@ -188,6 +205,12 @@ struct Client {
     /// Its session ended with the broker's process, and so many CONNECTs were sent since: the first
     /// of them finds none.
     connects_since_end: Option<u32>,
+}
+
+impl Client {
+    fn unanswered_expiry_secs(&self) -> u32 {
+        self.unanswered.iter().map(|(_, secs)| *secs).max().unwrap_or(0)
+    }
 }
 
 /// The oracle. See the [module](self).
@@ -276,6 +299,11 @@ impl Oracle {
         &self.messages[&id]
     }
 
+    /// How many were.
+    pub fn message_count(&self) -> u64 {
+        self.next_message - 1
+    }
+
     // ---- what clients do ----
 
     /// A new message; its number.
@@ -348,6 +376,7 @@ impl Oracle {
         if let Some(share) = &share {
             self.groups.insert(share.clone(), filter.filter.to_owned());
         }
+        let since = self.next_message;
         let session = &mut self.clients[client].session;
         let same = |s: &&mut Subscription| {
             s.filter == filter.filter && s.share == share && s.ending.is_none()
@@ -368,7 +397,7 @@ impl Oracle {
             }
         };
         subscription.link = link;
-        subscription.asked.push(Asked { options, id, link, answered: false });
+        subscription.asked.push(Asked { options, id, link, since, answered: false });
     }
 
     /// SUBACK for one filter; whether it is granted.

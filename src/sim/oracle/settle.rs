@@ -61,8 +61,9 @@ impl Oracle {
         message.life == self.life || self.terms.durable && !message.may_be_lost
     }
 
-    /// Whether `message` must come to a session that holds `subscription`.
-    fn must(&self, message: &Message, client: usize, subscription: &Subscription) -> bool {
+    /// Whether this message must come to a session that holds `subscription`.
+    fn must(&self, id: u64, client: usize, subscription: &Subscription) -> bool {
+        let message = &self.messages[&id];
         let state = &self.clients[client];
         let session = &state.session;
         // At QoS 0 only to those that were there, and are still.
@@ -80,7 +81,8 @@ impl Oracle {
             && self.holds(message)
             && session.packet_max.is_none_or(|max| packet <= max as usize)
             && subscription.ending.is_none()
-            && subscription.held.is_some_and(|held| held < message.sent)
+            && (subscription.held.is_some_and(|held| held < message.sent)
+                || message.client == client && subscription.is_before(id, message))
             && subscription.wants(&message.topic)
             && subscription
                 .asked
@@ -95,7 +97,7 @@ impl Oracle {
         let mut proven = 0;
         for (id, message) in self.recent(first) {
             let plain = session.subscriptions.iter().filter(|s| s.share.is_none());
-            let Some(by) = plain.into_iter().find(|s| self.must(message, client, s)) else {
+            let Some(by) = plain.into_iter().find(|s| self.must(*id, client, s)) else {
                 continue;
             };
             if !session.seen.contains_key(id) {
@@ -131,7 +133,7 @@ impl Oracle {
             for (client, state) in self.clients.iter().enumerate() {
                 for subscription in &state.session.subscriptions {
                     if let Some(share) = &subscription.share
-                        && self.must(message, client, subscription)
+                        && self.must(*id, client, subscription)
                         && self.may_move_to(client)
                     {
                         stable.insert(share);
@@ -298,7 +300,7 @@ impl Oracle {
                 let fits = state.session.packet_max.is_none_or(|max| packet <= max as usize);
                 // One that should have come live as well is missed once.
                 let plain = session.subscriptions.iter().filter(|s| s.share.is_none());
-                let is_known = plain.into_iter().any(|other| self.must(message, client, other));
+                let is_known = plain.into_iter().any(|other| self.must(*id, client, other));
                 let is_mine =
                     !is_known && message.qos > QoS::AtMostOnce && fits && message.expiry.is_none();
                 // A value of another publisher may have come instead, and live.
