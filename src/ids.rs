@@ -209,6 +209,18 @@ mod tests {
         assert_eq!(seen.iter().map(ShardId::index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
+    /// SHARDS.md H6: who does not know the key cannot fill one shard.
+    #[test]
+    fn the_key_decides_on_the_place() {
+        let homes = |key| {
+            let home = |i| PlacementKey(key).home_of(&format!("client-{i}"), 5);
+            (0..200).map(home).collect::<Vec<_>>()
+        };
+        let same = homes(7).iter().zip(homes(8)).filter(|(a, b)| *a == b).count();
+        assert!((10..80).contains(&same), "{same} of 200 are at home where they were");
+        assert_eq!(homes(7), homes(7));
+    }
+
     #[test]
     fn shard_set_is_a_set() {
         let mut set = ShardSet::EMPTY;

@@ -3,6 +3,7 @@
 
 use crate::broker::testing::*;
 use crate::codec::mqtt::{Connect, Disconnect, Packet, QoS, ReasonCode, UserProperties, Version};
+use crate::ids::{ShardId, ShardSet};
 use crate::limits::DEFERRED_PER_TICK;
 
 fn watched(shards: usize) -> (World, Client) {
@@ -143,6 +144,29 @@ fn what_a_will_carries() {
     let pairs: Vec<(&str, &str)> =
         got[0].user_properties.iter().map(|(n, v)| (&**n, &**v)).collect();
     assert_eq!(pairs, [("a", "1"), ("a", "2")]);
+}
+
+/// SHARDS.md L5: a Will that has to go through a full lane waits where it is, and goes when there is
+/// room.
+#[test]
+fn a_will_waits_for_a_full_lane() {
+    let mut world = World::new(2);
+    let (there, here) = (world.id_on(1, 0), world.id_on(0, 1));
+    let (watcher, _) = world.join(&hello(Version::V5, &there));
+    world.subscribe(watcher, "w/#", QoS::AtLeastOnce);
+    world.take(watcher);
+    let connect = Connect { will: will("w/1", "gone", 0), ..hello(Version::V5, &here) };
+    let (client, _) = world.join(&connect);
+    let mut full = ShardSet::EMPTY;
+    full.insert(ShardId::new(1));
+    let now = world.now;
+    world.brokers[0].handle_lanes(now, full);
+    world.cut(client);
+    assert_eq!(world.brokers[0].stats().wills_published, 0);
+    assert!(world.take_payloads(watcher).is_empty());
+    world.brokers[0].handle_lanes(now, ShardSet::EMPTY);
+    world.settle();
+    assert_eq!(world.take_payloads(watcher), ["gone"]);
 }
 
 /// SHARDS.md L5, PITFALLS 34: many Wills are spread over ticks; each is published once.
