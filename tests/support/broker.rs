@@ -99,6 +99,12 @@ pub fn external() -> Option<SocketAddr> {
     Some(addr.parse().expect("NOCTULE_TEST_BROKER_ADDR is ADDR:PORT"))
 }
 
+/// Whether brokers run over faults that `NOCTULE_TEST_FAULTS` asks for: input and output of two
+/// connections come in any order then.
+pub fn has_faults() -> bool {
+    std::env::var_os(FAULTS).is_some()
+}
+
 /// How to start a broker.
 pub struct Builder {
     combination: Combination,

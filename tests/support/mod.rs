@@ -29,7 +29,9 @@ pub mod broker;
 pub mod packets;
 pub mod wire;
 
-pub use broker::{Broker, Builder, Combination, combinations, free_port, on_all, on_all_at_once};
+pub use broker::{
+    Broker, Builder, Combination, combinations, free_port, has_faults, on_all, on_all_at_once,
+};
 pub use wire::{Next, Wire};
 
 /// Notes that a test cannot run here, and why. Call it and return.
