@@ -10,7 +10,7 @@ use noctule::codec::mqtt::{Connect, Version};
 use super::notation::packet;
 use super::support::packets::connect;
 use super::support::wire::{from_hex, hex};
-use super::support::{Broker, Wire, combinations, on_all, on_all_at_once};
+use super::support::{Broker, Wire, combinations, has_faults, on_all, on_all_at_once};
 
 use Version::{V5, V31, V311};
 
@@ -91,7 +91,13 @@ fn the_code_then_the_end_of_the_stream() {
             println!("{what}");
             let wire = {
                 let mut wire = online(&broker, V5, "c");
-                let _ = wire.try_send_bytes(&[bytes.clone(), more()].concat());
+                let mut all = [bytes.clone(), more()].concat();
+                if has_faults() && bytes.len() > 100_000 {
+                    // In pieces and late, all of it takes longer than the broker reads on behind
+                    // its last word: then the kernel takes that back.
+                    all.truncate(4096);
+                }
+                let _ = wire.try_send_bytes(&all);
                 wire
             };
             let got = rest(&wire);
