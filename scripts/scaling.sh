@@ -71,16 +71,20 @@ sources_for() {
 
 table_connections() {
     heading "connections"
-    echo "| connections | CPU µs to connect | memory of an idle one, B | ping-pong over so many pairs of them: CPU µs a message |"
-    echo "|--:|--:|--:|--:|"
+    echo "| connections | CPU µs to connect | memory of an idle one, B | of each beyond the row above, B | ping-pong over so many pairs of them: CPU µs a message |"
+    echo "|--:|--:|--:|--:|--:|"
+    local above=
     for count in 10 100 1000 5000 "$most"; do
         [[ -z $quick || $count -le 1000 ]] || continue
         run connect --clients "$count" --sources "$(sources_for "$count")"
-        local connect memory pairs=$((count / 2))
+        local connect memory further=– pairs=$((count / 2))
         connect=$(figure "broker CPU for each connection")
         memory=$(value "(.broker.rss_peak_bytes - $empty) / $count")
+        # Without what a rush takes however many come: receive buffers, code.
+        [[ -z $above ]] || further=$(value "(.broker.rss_peak_bytes - $empty - ${above#* }) / ($count - ${above% *})")
+        above="$count $(($(jq .broker.rss_peak_bytes "$work/run.json") - empty))"
         run ping-pong --pairs "$pairs" --sources "$(sources_for "$count")" --duration 3
-        echo "| $count | $connect | $memory | $(value "$cost") |"
+        echo "| $count | $connect | $memory | $further | $(value "$cost") |"
     done
 }
 

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod codec;
 pub mod crashtest;
 pub mod ids;
+pub mod index;
 pub mod io;
 pub mod journal;
 pub mod limits;

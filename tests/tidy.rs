@@ -33,6 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("clock", &[]),
     ("ids", &[]),
+    ("index", &[]),
     ("sync", &[]),
     ("buf", &[]),
     ("alloc", &[]),
@@ -41,7 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 const EVERYTHING: &[&str] = &["*"];
 
 /// What every layer may use.
-const FOR_ALL: &[&str] = &["limits", "clock", "ids", "sync", "buf", "alloc"];
+const FOR_ALL: &[&str] = &["limits", "clock", "ids", "index", "sync", "buf", "alloc"];
 
 /// The files that may contain `unsafe`: folders end in a slash.
 const UNSAFE: &[&str] = &["src/io/uring/", "src/io/socket.rs", "src/alloc.rs"];

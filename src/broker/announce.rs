@@ -11,7 +11,7 @@ use crate::limits::DEFERRED_PER_TICK;
 
 use super::Broker;
 use super::entry::Interest as Change;
-use super::interest::Key;
+use super::interest::{Key, Said};
 use super::subscription::FilterState;
 use super::topic_tree::FilterId;
 
@@ -21,8 +21,17 @@ fn has_wildcard(filter: &str) -> bool {
 
 /// Where a filter is in the topic tree, from now on.
 pub(super) fn enter(broker: &mut Broker, filter: &str) -> FilterId {
-    let exact = (!has_wildcard(filter)).then(|| broker.interest.topic_hash(filter));
-    broker.topic_tree.insert_with(filter, || FilterState { exact, ..FilterState::default() })
+    broker.topic_tree.insert_with(filter, FilterState::default)
+}
+
+/// What interest knows a filter by. Written out again each time: that costs a subscription little,
+/// and each filter nothing.
+fn key_of(broker: &Broker, filter: FilterId) -> Key {
+    let text = broker.topic_tree.filter(filter);
+    match has_wildcard(&text) {
+        true => Key::Wild(filter),
+        false => Key::Exact(broker.interest.topic_hash(&text)),
+    }
 }
 
 /// Takes a filter out of the topic tree when nobody has it any more.
@@ -38,26 +47,30 @@ pub(super) fn hold(broker: &mut Broker, filter: FilterId, durable: bool) -> u64 
     if broker.place.shards == 1 {
         return 0;
     }
-    let (number, said) = match broker.topic_tree[filter].exact {
-        Some(hash) => {
+    let key = key_of(broker, filter);
+    let (number, said) = match key {
+        Key::Exact(hash) => {
             let mut announced = *broker.interest.ours(hash);
             let held = broker.interest.hold(&mut announced, durable);
             *broker.interest.ours(hash) = announced;
             held
         }
-        None => broker.interest.hold(&mut broker.topic_tree[filter].announced, durable),
+        Key::Wild(filter) => {
+            let interest = &mut broker.interest;
+            broker.topic_tree[filter].change_announced(|it| interest.hold(it, durable))
+        }
     };
     if let Some(said) = said {
-        say_filter(broker, filter, said.number, said.state);
+        say(broker, key, said);
     }
     number
 }
 
-fn say_filter(broker: &mut Broker, filter: FilterId, number: u64, state: u8) {
+fn say(broker: &mut Broker, key: Key, Said { number, state }: Said) {
     let batches = &mut broker.out.batches;
-    match broker.topic_tree[filter].exact {
-        Some(hash) => broker.interest.say(batches, number, Change::Exact { hash, state }),
-        None => {
+    match key {
+        Key::Exact(hash) => broker.interest.say(batches, number, Change::Exact { hash, state }),
+        Key::Wild(filter) => {
             let filter = broker.topic_tree.filter(filter);
             broker.interest.say(batches, number, Change::Wild { filter: &filter, state });
         }
@@ -67,15 +80,17 @@ fn say_filter(broker: &mut Broker, filter: FilterId, number: u64, state: u8) {
 /// One holder less.
 pub(super) fn release(broker: &mut Broker, now: Time, filter: FilterId, durable: bool) {
     if broker.place.shards > 1 {
-        match broker.topic_tree[filter].exact {
-            Some(hash) => {
-                let mut announced = *broker.interest.ours(hash);
-                broker.interest.release(now, &mut announced, Key::Exact(hash), durable);
-                *broker.interest.ours(hash) = announced;
+        let key = key_of(broker, filter);
+        let interest = &mut broker.interest;
+        match key {
+            Key::Exact(hash) => {
+                let mut announced = *interest.ours(hash);
+                interest.release(now, &mut announced, key, durable);
+                *interest.ours(hash) = announced;
             }
-            None => {
-                let announced = &mut broker.topic_tree[filter].announced;
-                broker.interest.release(now, announced, Key::Wild(filter), durable);
+            Key::Wild(filter) => {
+                let state = &mut broker.topic_tree[filter];
+                state.change_announced(|it| interest.release(now, it, key, durable));
             }
         }
     }
@@ -106,14 +121,14 @@ fn lower_next(broker: &mut Broker, now: Time) -> bool {
             *broker.interest.ours(hash) = announced;
             broker.interest.forget_if_idle(hash);
             if let Some(said) = said {
-                let change = Change::Exact { hash, state: said.state };
-                broker.interest.say(&mut broker.out.batches, said.number, change);
+                say(broker, key, said);
             }
         }
         Key::Wild(filter) => {
-            let said = broker.interest.lower(&mut broker.topic_tree[filter].announced);
+            let interest = &mut broker.interest;
+            let said = broker.topic_tree[filter].change_announced(|it| interest.lower(it));
             if let Some(said) = said {
-                say_filter(broker, filter, said.number, said.state);
+                say(broker, key, said);
             }
             leave_if_unused(broker, filter);
         }
@@ -124,7 +139,7 @@ fn lower_next(broker: &mut Broker, now: Time) -> bool {
 /// Another shard wants a filter with wildcards, or no longer does.
 pub(crate) fn on_remote(broker: &mut Broker, from: ShardId, filter: &str, state: u8) {
     let filter = enter(broker, filter);
-    broker.topic_tree[filter].remote.set(from, state);
+    broker.topic_tree[filter].change_remote(|remote| remote.set(from, state));
     broker.matches.forget();
     leave_if_unused(broker, filter);
 }

@@ -23,7 +23,7 @@ use crate::limits::{
 };
 
 use super::auth::ConnectRequest;
-use super::conn::State;
+use super::conn::{Conn, State};
 use super::timers::{Due, TimerKey};
 use super::{Accepted, Broker, Step};
 
@@ -209,10 +209,11 @@ impl Broker {
         let exchange = self.methods.0[method].begin(&claim);
         let user_name = connect.user_name.map(Box::from);
         let running = self.run_exchange(now, id, exchange);
-        if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
-            cold.connecting = Some(connecting);
+        if let Some(conn) = self.conns.get_mut(id) {
             let authentication = Authentication { method, user_name, running: Some(running) };
-            cold.authentication = Some(Box::new(authentication));
+            let rare = conn.rare();
+            rare.connecting = Some(connecting);
+            rare.authentication = Some(authentication);
         }
         self.conns.set_state(id, State::Authenticating);
         self.step(now, id, data)
@@ -264,9 +265,8 @@ impl Broker {
     /// Whether this AUTH may come now.
     fn check_auth(&self, id: ConnId, auth: &Auth<'_>) -> Result<(), ReasonCode> {
         let conn = self.conns.get(id).ok_or(ReasonCode::PROTOCOL_ERROR)?;
-        let cold = conn.cold.as_ref().ok_or(ReasonCode::PROTOCOL_ERROR)?;
         // [MQTT-4.12.0-7]
-        let authentication = cold.authentication.as_ref().ok_or(ReasonCode::PROTOCOL_ERROR)?;
+        let authentication = conn.authentication().ok_or(ReasonCode::PROTOCOL_ERROR)?;
         let may_come = match (auth.reason, &authentication.running) {
             // [MQTT-4.12.0-3]; while the method thinks it is not the client's turn.
             (ReasonCode::CONTINUE_AUTHENTICATION, Some(running)) => !running.is_pending,
@@ -288,11 +288,11 @@ impl Broker {
     fn begin_again(&mut self, now: Time, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
         let Some(session) = conn.session.and_then(|key| self.sessions.get(key)) else { return };
-        let Some(cold) = conn.cold.as_ref() else { return };
-        let Some(authentication) = cold.authentication.as_ref() else { return };
+        let Some(accepted) = self.conns.accepted(id) else { return };
+        let Some(authentication) = conn.authentication() else { return };
         let claim = Claim {
             conn: id,
-            accepted: cold.accepted,
+            accepted,
             client_id: &session.client_id,
             user_name: authentication.user_name.as_deref(),
             password: None,
@@ -306,7 +306,7 @@ impl Broker {
     }
 
     fn authentication_of(&mut self, id: ConnId) -> Option<&mut Authentication> {
-        self.conns.get_mut(id)?.cold.as_mut()?.authentication.as_deref_mut()
+        self.conns.get_mut(id)?.rare.as_mut()?.authentication.as_mut()
     }
 
     fn running_of(&mut self, id: ConnId) -> Option<&mut Running> {
@@ -399,17 +399,16 @@ impl Broker {
             return self.write_auth(now, id, ReasonCode::SUCCESS, data.as_deref());
         }
         let method = self.methods.name(method);
-        let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) else {
-            return Step::Close;
-        };
-        let Some(mut connecting) = cold.connecting.take() else { return Step::Close };
+        let Some(accepted) = self.conns.accepted(id) else { return Step::Close };
+        let Some(conn) = self.conns.get_mut(id) else { return Step::Close };
+        let Some(mut connecting) = conn.take_connecting() else { return Step::Close };
         let version = crate::codec::mqtt::Version::V5;
         let request = ConnectRequest {
             conn: id,
-            accepted: cold.accepted,
+            accepted,
             version,
             client_id: connecting.client_id(),
-            user_name: cold.authentication.as_ref().and_then(|a| a.user_name.as_deref()),
+            user_name: conn.authentication().and_then(|a| a.user_name.as_deref()),
             password: None,
             method: Some(method),
         };
@@ -431,8 +430,7 @@ impl Broker {
         if conn.as_ref().is_some_and(|conn| conn.state == State::Online) {
             return self.disconnect(now, id, of_disconnect(reason));
         }
-        let connecting =
-            conn.and_then(|conn| conn.cold.as_mut()).and_then(|cold| cold.connecting.take());
+        let connecting = conn.and_then(Conn::take_connecting);
         let client_id = connecting.as_ref().map_or("", |connecting| connecting.client_id());
         let reason = match reason {
             // Of a PUBLISH, which may not come yet; CONNACK does not have it.

@@ -6,6 +6,8 @@
 //! appended and not yet reported as sent, wherever it stands.
 #![forbid(unsafe_code)]
 
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+
 use crate::buf::OutBuf;
 use crate::clock::Time;
 use crate::codec::mqtt::{Ack, BareAck, Packet, PacketId, PacketKind, ReasonCode, Version};
@@ -61,15 +63,17 @@ pub(crate) struct Conn {
     pub(crate) aliases: Option<Box<Aliases>>,
     outbox: OutBuf,
     unsent: usize,
-    /// Of `unsent`, at most so many bytes are answers to its own packets.
-    answers: usize,
+    /// Of `unsent`, at most so many bytes are answers to its own packets; no more are counted than
+    /// this can say.
+    answers: u32,
     pub(crate) heard: Time,
     pub(crate) keep_alive_timer: Option<TimerKey>,
     /// Silence after which the client is gone, in milliseconds; 0 is never.
     pub(crate) silence_max_ms: u32,
     /// It was silent for that long, and something of it stood unread.
     pub(crate) was_spared: bool,
-    pub(crate) cold: Option<Box<Cold>>,
+    /// While there is something in it.
+    pub(crate) rare: Option<Box<Rare>>,
 }
 
 /// A topic that a client has given a number.
@@ -79,20 +83,60 @@ pub(crate) struct Alias {
     pub(crate) _charge: Charge,
 }
 
-/// What few packets need.
-#[derive(Debug)]
-pub(crate) struct Cold {
-    pub(crate) accepted: Accepted,
+/// What most connections have none of, but for the moment of their CONNECT.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
     /// While the decision is awaited.
     pub(crate) connecting: Option<Box<Connecting>>,
     /// Of one that named an authentication method.
-    pub(crate) authentication: Option<Box<Authentication>>,
+    pub(crate) authentication: Option<Authentication>,
     /// The client's topic aliases, from 1.
     pub(crate) aliases: Vec<Option<Alias>>,
+}
+
+/// Where a connection came from: asked for now and then, so it stands beside the table.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// See [`Accepted::at`].
+    pub(crate) at: Time,
+    peer: Peer,
     /// Session Expiry Interval of the CONNECT, whatever was granted: at DISCONNECT it may not grow
     /// from 0.
     pub(crate) connect_expiry_secs: u32,
+    listener: u16,
 }
+
+/// An address in as little room as the usual one needs.
+#[derive(Debug)]
+enum Peer {
+    Unknown,
+    V4(SocketAddrV4),
+    V6(Box<SocketAddrV6>),
+}
+
+impl Origin {
+    fn new(accepted: Accepted) -> Self {
+        let peer = match accepted.peer {
+            None => Peer::Unknown,
+            Some(SocketAddr::V4(peer)) => Peer::V4(peer),
+            Some(SocketAddr::V6(peer)) => Peer::V6(Box::new(peer)),
+        };
+        Self { at: accepted.at, peer, connect_expiry_secs: 0, listener: accepted.listener }
+    }
+
+    fn accepted(&self) -> Accepted {
+        let peer = match &self.peer {
+            Peer::Unknown => None,
+            Peer::V4(peer) => Some((*peer).into()),
+            Peer::V6(peer) => Some((**peer).into()),
+        };
+        Accepted { at: self.at, listener: self.listener, peer }
+    }
+}
+
+/// What a connection takes here, in bytes.
+#[cfg(test)]
+pub(crate) const CONN_BYTES: usize = size_of::<Conn>() + size_of::<Origin>();
 
 impl Default for Conn {
     fn default() -> Self {
@@ -116,7 +160,7 @@ impl Default for Conn {
             keep_alive_timer: None,
             silence_max_ms: 0,
             was_spared: false,
-            cold: None,
+            rare: None,
         }
     }
 }
@@ -148,7 +192,23 @@ impl Conn {
     /// Of what was appended so much is an answer.
     #[inline]
     pub(crate) fn count_answer(&mut self, bytes: usize) {
-        self.answers += bytes;
+        self.answers = self.answers.saturating_add(bytes as u32);
+    }
+
+    /// For what most connections do not have.
+    pub(crate) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(crate) fn authentication(&self) -> Option<&Authentication> {
+        self.rare.as_ref()?.authentication.as_ref()
+    }
+
+    /// Its CONNECT, which no decision is awaited for any more.
+    pub(crate) fn take_connecting(&mut self) -> Option<Box<Connecting>> {
+        let connecting = self.rare.as_mut()?.connecting.take();
+        self.rare.take_if(|rare| rare.authentication.is_none() && rare.aliases.is_empty());
+        connecting
     }
 
     /// How the next PUBLISH of a topic, `len` bytes long, is to name it.
@@ -197,6 +257,8 @@ impl Conn {
 #[derive(Debug, Default)]
 pub(crate) struct Conns {
     conns: Vec<Conn>,
+    /// By the same numbers.
+    origins: Vec<Origin>,
     online: usize,
     /// Those whose packet was answered with [`super::Step::Wait`].
     waiting: Vec<ConnId>,
@@ -208,24 +270,15 @@ impl Conns {
     pub(crate) fn open(&mut self, now: Time, id: ConnId, accepted: Accepted) {
         let index = id.index as usize;
         if index >= self.conns.len() {
+            let nowhere = Accepted { at: Time::ZERO, listener: 0, peer: None };
             self.conns.resize_with(index + 1, Conn::default);
+            self.origins.resize_with(index + 1, || Origin::new(nowhere));
         }
+        self.origins[index] = Origin::new(accepted);
         let conn = &mut self.conns[index];
         debug_assert_eq!(conn.state, State::Free, "a slot is opened after it was closed");
-        let cold = Cold {
-            accepted,
-            connecting: None,
-            authentication: None,
-            aliases: Vec::new(),
-            connect_expiry_secs: 0,
-        };
-        *conn = Conn {
-            generation: id.generation,
-            state: State::Opened,
-            heard: now,
-            cold: Some(Box::new(cold)),
-            ..Conn::default()
-        };
+        *conn =
+            Conn { generation: id.generation, state: State::Opened, heard: now, ..Conn::default() };
     }
 
     #[inline]
@@ -240,6 +293,26 @@ impl Conns {
         self.conns
             .get_mut(id.index as usize)
             .filter(|conn| conn.generation == id.generation && conn.state != State::Free)
+    }
+
+    pub(crate) fn origin(&self, id: ConnId) -> Option<&Origin> {
+        self.get(id).and_then(|_| self.origins.get(id.index as usize))
+    }
+
+    /// How it came in.
+    pub(crate) fn accepted(&self, id: ConnId) -> Option<Accepted> {
+        self.origin(id).map(Origin::accepted)
+    }
+
+    /// Through which listener.
+    pub(crate) fn listener(&self, id: ConnId) -> Option<u16> {
+        self.origin(id).map(|origin| origin.listener)
+    }
+
+    pub(crate) fn set_connect_expiry(&mut self, id: ConnId, secs: u32) {
+        if self.get(id).is_some() {
+            self.origins[id.index as usize].connect_expiry_secs = secs;
+        }
     }
 
     pub(crate) fn state(&self, id: ConnId) -> Option<State> {
@@ -257,7 +330,7 @@ impl Conns {
     ) -> Option<(State, bool)> {
         let conn = self.get_mut(id)?;
         conn.heard = now;
-        Some((conn.state, conn.answers > answers_max))
+        Some((conn.state, conn.answers as usize > answers_max))
     }
 
     /// The state changes; counts those that are online.
@@ -329,7 +402,7 @@ impl Conns {
         let conn = self.get_mut(id)?;
         debug_assert!(bytes <= conn.unsent, "no more is sent than was appended");
         conn.unsent = conn.unsent.saturating_sub(bytes);
-        conn.answers = conn.answers.min(conn.unsent);
+        conn.answers = conn.answers.min(u32::try_from(conn.unsent).unwrap_or(u32::MAX));
         conn.session.filter(|_| conn.unsent < crate::limits::OUTBOX_BYTES_MARK)
     }
 

@@ -15,7 +15,7 @@ use super::alias::Aliases;
 use super::auth::{ConnectRequest, Decision};
 use super::authentication::Proof;
 use super::change::{Parked, Record};
-use super::conn::State;
+use super::conn::{Conn, State};
 use super::disconnect::Leaving;
 use super::policy::Refusal;
 use super::session::{NEVER, SessionKey};
@@ -85,9 +85,7 @@ impl Broker {
         conn.set_version(connect.version);
         conn.packet_size_max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
         conn.problem_information = connect.properties.request_problem_information.unwrap_or(true);
-        let Some(accepted) = conn.cold.as_ref().map(|cold| cold.accepted) else {
-            return Step::Close;
-        };
+        let Some(accepted) = self.conns.accepted(id) else { return Step::Close };
         if let Some(reason) = self.config.refers_always() {
             self.stats.connects_referred += 1;
             return self.refuse(now, id, connect.client_id, reason);
@@ -136,8 +134,8 @@ impl Broker {
             }
             Decision::Later => {}
         }
-        if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
-            cold.connecting = Some(connecting);
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.rare().connecting = Some(connecting);
         }
         self.conns.set_state(id, State::Deciding);
         self.pause(id);
@@ -153,8 +151,7 @@ impl Broker {
             .conns
             .get_mut(id)
             .filter(|conn| conn.session.is_none())
-            .and_then(|conn| conn.cold.as_mut())
-            .and_then(|cold| cold.connecting.take())
+            .and_then(Conn::take_connecting)
         else {
             return;
         };
@@ -251,7 +248,7 @@ impl Broker {
         let mut existing = self.sessions.find(&connecting.client_id);
         if let Some(key) = existing {
             let session = self.sessions.get(key);
-            let is_over = session.is_some_and(|s| s.ends_at.is_some_and(|at| at <= now));
+            let is_over = session.is_some_and(|s| s.ends_at <= now);
             if connecting.clean_start || is_over {
                 self.end_session(now, key);
                 existing = None;
@@ -267,8 +264,8 @@ impl Broker {
         if self.changes.last() == changes {
             self.stand_behind_earlier(id, &connecting.client_id);
         }
-        if let Some(cold) = self.conns.get_mut(id).and_then(|conn| conn.cold.as_mut()) {
-            cold.connecting = Some(connecting);
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.rare().connecting = Some(connecting);
         }
         if self.changes.last() == changes {
             return self.welcome(now, id);
@@ -303,8 +300,7 @@ impl Broker {
     }
 
     fn level_at(&self, id: ConnId) -> Level {
-        let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
-        self.config.durability.of_listener(cold.map(|cold| cold.accepted.listener))
+        self.config.durability.of_listener(self.conns.listener(id))
     }
 
     /// Whether CONNACK, without what may be left out, is within the client's Maximum Packet Size.
@@ -317,8 +313,7 @@ impl Broker {
     }
 
     fn accepted_at(&self, id: ConnId) -> Time {
-        let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
-        cold.map_or(Time::ZERO, |cold| cold.accepted.at)
+        self.conns.origin(id).map_or(Time::ZERO, |origin| origin.at)
     }
 
     /// The older connection of a client is told [MQTT-3.1.4-3] and closed; its Will is judged.
@@ -335,13 +330,14 @@ impl Broker {
         session.conn = Some(id);
         let expiry_secs = connecting.expiry_secs.min(self.config.session_expiry_max_secs);
         session.expiry_secs = expiry_secs;
-        session.ends_at = None;
-        let waiting = [session.expiry_timer.take(), session.will_timer.take()];
+        session.ends_at = Time::MAX;
+        // A Will still waiting is not to be sent [MQTT-3.1.3-9]; the new one takes its place.
+        let old_will = session.will.take();
+        let waiting = [session.expiry_timer.take(), old_will.as_ref().and_then(|will| will.timer)];
         for timer in waiting.into_iter().flatten() {
             self.timers.cancel(timer);
         }
-        // A Will still waiting is not to be sent [MQTT-3.1.3-9]; the new one takes its place.
-        let had_will = session.will.take().is_some();
+        let had_will = old_will.is_some();
         session.will = connecting.will.take();
         if self.changes.is_enabled() && (session.is_recorded || session.is_durable()) {
             session.is_recorded = true;
@@ -367,9 +363,7 @@ impl Broker {
             Aliases::new(connecting.topic_alias_maximum, self.config.topic_aliases_out_max);
         conn.packet_size_max = connecting.packet_size_max;
         conn.problem_information = connecting.problem_information;
-        if let Some(cold) = &mut conn.cold {
-            cold.connect_expiry_secs = connecting.expiry_secs;
-        }
+        self.conns.set_connect_expiry(id, connecting.expiry_secs);
     }
 
     /// The changes that CONNACK waited for are committed.
@@ -386,9 +380,7 @@ impl Broker {
     fn welcome(&mut self, now: Time, id: ConnId) -> Step {
         let Some(conn) = self.conns.get_mut(id) else { return Step::Close };
         let Some(key) = conn.session else { return Step::Close };
-        let Some(connecting) = conn.cold.as_mut().and_then(|cold| cold.connecting.take()) else {
-            return Step::Close;
-        };
+        let Some(connecting) = conn.take_connecting() else { return Step::Close };
         let expiry_secs = self.sessions.get(key).map_or(0, |session| session.expiry_secs);
         let keep_alive_secs = self.keep_alive_of(connecting.keep_alive_secs);
         self.conns.set_state(id, State::Online);

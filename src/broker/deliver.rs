@@ -55,12 +55,12 @@ pub(crate) fn to_session(
     if qos > QoS::AtMostOnce {
         return to_window_or_queue(broker, now, key, publication, qos, terms);
     }
+    let conn = session.conn;
     if publication.id.is_some() && session.wants_less && terms.group.is_none() {
         broker.record_end(key, publication.id, None);
     }
-    let Broker { sessions, conns, variants, out, stats, config, .. } = broker;
-    let Some(session) = sessions.get_mut(key) else { return };
-    let Some((id, conn)) = online(conns, session.conn) else {
+    let Broker { conns, variants, out, stats, config, .. } = broker;
+    let Some((id, conn)) = online(conns, conn) else {
         stats.dropped_offline += 1;
         return;
     };

@@ -40,9 +40,9 @@ impl Broker {
         disconnect: &Disconnect<'_>,
     ) -> Step {
         if let Some(secs) = disconnect.session_expiry_interval {
-            let cold = self.conns.get(id).and_then(|conn| conn.cold.as_ref());
+            let origin = self.conns.origin(id);
             // 3.14.2.2.2: a session that was to end with its connection does.
-            if secs > 0 && cold.is_some_and(|cold| cold.connect_expiry_secs == 0) {
+            if secs > 0 && origin.is_some_and(|origin| origin.connect_expiry_secs == 0) {
                 return self.protocol_error(now, id, ReasonCode::PROTOCOL_ERROR);
             }
             let key = self.conns.get(id).and_then(|conn| conn.session);
@@ -133,10 +133,7 @@ impl Broker {
         }
         self.give_up_exchange(id);
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if let Some(cold) = &mut conn.cold {
-            cold.connecting = None;
-            cold.aliases = Vec::new();
-        }
+        conn.rare = None;
         self.conns.set_state(id, State::Closing);
         self.out.close.push(id);
         if let Some(key) = session {
@@ -201,16 +198,17 @@ impl Broker {
             (Leaving::Lost, Some(delay_secs)) => {
                 let at = now.plus_secs(delay_secs);
                 let timer = self.timers.arm(at, Due::Will(key));
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.will_timer = Some(timer);
+                if let Some(will) = self.sessions.get_mut(key).and_then(|s| s.will.as_mut()) {
+                    will.timer = Some(timer);
                 }
             }
         }
         if ends {
             return self.end_session(now, key);
         }
-        let ends_at = (expiry_secs != NEVER).then(|| now.plus_secs(expiry_secs));
-        let timer = ends_at.map(|at| self.timers.arm(at, Due::SessionExpiry(key)));
+        let ends_at = if expiry_secs == NEVER { Time::MAX } else { now.plus_secs(expiry_secs) };
+        let timer =
+            (expiry_secs != NEVER).then(|| self.timers.arm(ends_at, Due::SessionExpiry(key)));
         if let Some(session) = self.sessions.get_mut(key) {
             session.expiry_timer = timer;
             session.ends_at = ends_at;

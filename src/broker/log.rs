@@ -98,7 +98,7 @@ impl Broker {
     }
 
     fn accepted_of(&self, id: ConnId) -> Option<Accepted> {
-        self.conns.get(id)?.cold.as_ref().map(|cold| cold.accepted)
+        self.conns.accepted(id)
     }
 }
 

@@ -126,9 +126,10 @@ impl Matches {
             if !state.subscribers.is_empty() {
                 self.filters.push(id);
             }
-            self.groups.extend_from_slice(&state.groups);
-            self.remote = self.remote.union(state.remote.shards);
-            self.durable |= state.durable > 0 || !state.remote.durable.is_empty();
+            self.groups.extend_from_slice(state.groups());
+            let remote = state.remote();
+            self.remote = self.remote.union(remote.shards);
+            self.durable |= state.durable > 0 || !remote.durable.is_empty();
         });
         if self.filters.len() > 1 {
             self.merge(tree);
@@ -137,7 +138,7 @@ impl Matches {
 
     /// Of the subscribers of several filters, each session once.
     fn merge(&mut self, tree: &TopicTree<FilterState>) {
-        let subscribers = self.filters.iter().flat_map(|filter| &tree[*filter].subscribers);
+        let subscribers = self.filters.iter().flat_map(|filter| tree[*filter].subscribers.iter());
         let mut all: Vec<_> = subscribers.map(|s| (s.session, s.subscription)).collect();
         all.sort_by_key(|(session, _)| *session);
         for (session, subscription) in all {

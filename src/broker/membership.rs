@@ -31,7 +31,7 @@ pub(super) fn join(
     let group = find_or_insert(broker, key, filter);
     let Some(owner) = broker.sessions.get_mut(session) else { return group };
     let durable = owner.is_durable() && subscription.options.qos > QoS::AtMostOnce;
-    owner.subscriptions.shared.insert(group, ());
+    owner.subscriptions.join(group);
     let online = owner.conn.is_some();
     let hash = broker.interest.topic_hash(&owner.client_id);
     let member = Member { session, subscription, durable, hash };
@@ -47,9 +47,12 @@ pub(crate) fn find_or_insert(broker: &mut Broker, key: &str, filter: &str) -> Gr
         return group;
     }
     let place = enter(broker, filter);
-    let groups = &mut broker.topic_tree[place].groups;
-    let group = broker.shared_subs.insert(key, place, groups.len() as u32);
-    groups.push(group);
+    let shared_subs = &mut broker.shared_subs;
+    let group = broker.topic_tree[place].change_groups(|groups| {
+        let group = shared_subs.insert(key, place, groups.len() as u32);
+        groups.push(group);
+        group
+    });
     broker.matches.forget();
     group
 }
@@ -73,9 +76,11 @@ pub(super) fn tell_members(broker: &mut Broker, group: GroupId) {
 /// Forgets a group that nobody has any more, here or elsewhere.
 pub(crate) fn leave_if_idle(broker: &mut Broker, group: GroupId) {
     if let Some((filter, at)) = broker.shared_subs.remove_if_idle(group) {
-        let groups = &mut broker.topic_tree[filter].groups;
-        groups.swap_remove(at as usize);
-        if let Some(&moved) = groups.get(at as usize) {
+        let moved = broker.topic_tree[filter].change_groups(|groups| {
+            groups.swap_remove(at as usize);
+            groups.get(at as usize).copied()
+        });
+        if let Some(moved) = moved {
             broker.shared_subs.get_mut(moved).at = at;
         }
         broker.matches.forget();
@@ -89,7 +94,7 @@ pub(super) fn leave(broker: &mut Broker, session: SessionKey, group: GroupId) ->
         return false;
     }
     if let Some(owner) = broker.sessions.get_mut(session) {
-        owner.subscriptions.shared.remove(&group);
+        owner.subscriptions.leave(group);
     }
     tell_members(broker, group);
     leave_if_idle(broker, group);
@@ -100,12 +105,9 @@ pub(super) fn leave(broker: &mut Broker, session: SessionKey, group: GroupId) ->
 /// on when it is.
 pub(crate) fn on_presence(broker: &mut Broker, session: SessionKey, online: bool) {
     let Some(owner) = broker.sessions.get(session) else { return };
-    if !owner.subscriptions.shared.is_empty() {
-        let groups: Vec<GroupId> = owner.subscriptions.shared.keys().copied().collect();
-        for group in groups {
-            broker.shared_subs.get_mut(group).set_online(session, online);
-            tell_members(broker, group);
-        }
+    for group in owner.subscriptions.groups() {
+        broker.shared_subs.get_mut(group).set_online(session, online);
+        tell_members(broker, group);
     }
     if online {
         replay::on_room(broker, session);

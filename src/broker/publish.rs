@@ -70,8 +70,8 @@ impl Broker {
             Err(reason) => return self.protocol_error(now, conn, reason),
         };
         let step = self.publish_to(now, conn, publish, &known.topic, frame);
-        if let Some(cold) = self.conns.get_mut(conn).and_then(|conn| conn.cold.as_mut())
-            && let Some(slot) = cold.aliases.get_mut(usize::from(alias.get()) - 1)
+        if let Some(rare) = self.conns.get_mut(conn).and_then(|conn| conn.rare.as_mut())
+            && let Some(slot) = rare.aliases.get_mut(usize::from(alias.get()) - 1)
         {
             *slot = Some(known);
         }
@@ -89,8 +89,8 @@ impl Broker {
         if alias.get() > self.config.topic_alias_maximum {
             return Err(ReasonCode::TOPIC_ALIAS_INVALID);
         }
-        let cold = self.conns.get_mut(conn).and_then(|conn| conn.cold.as_mut());
-        let aliases = &mut cold.ok_or(ReasonCode::UNSPECIFIED_ERROR)?.aliases;
+        let conn = self.conns.get_mut(conn).ok_or(ReasonCode::UNSPECIFIED_ERROR)?;
+        let aliases = &mut conn.rare().aliases;
         let index = usize::from(alias.get()) - 1;
         if index >= aliases.len() {
             aliases.resize_with(index + 1, || None);
@@ -214,8 +214,7 @@ impl Broker {
         if !is_wanted {
             return Level::None;
         }
-        let cold = conn.and_then(|conn| self.conns.get(conn)).and_then(|conn| conn.cold.as_ref());
-        let listener = cold.map(|cold| cold.accepted.listener);
+        let listener = conn.and_then(|conn| self.conns.listener(conn));
         self.config.durability.of_message(listener, topic)
     }
 

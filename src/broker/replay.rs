@@ -32,6 +32,7 @@ use super::entry::{Reader, Reply, Stamp};
 use super::publication::{Publication, Terms};
 use super::retained;
 use super::session::SessionKey;
+use super::subscription::plain_of;
 use super::topic_tree::FilterId;
 use super::{Broker, Place, deliver, route};
 
@@ -292,7 +293,7 @@ pub(crate) fn start(
     let state = State::Ready;
     let replay = Replay { session, filter, text, base, owner: first, owners_left, start, state };
     let id = ReplayId(replays.replays.insert(replay) as u32);
-    owner.subscriptions.replays.get_or_insert_default().by_filter.insert(filter, id);
+    owner.subscriptions.replays_mut().by_filter.insert(filter, id);
     match at_once {
         true => step(broker, now, id),
         false => replays.ready.push_back(id),
@@ -302,7 +303,8 @@ pub(crate) fn start(
 /// Its subscription has ended, or begins anew.
 pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId) {
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    if let Some(id) = Running::end(&mut owner.subscriptions.replays, filter) {
+    let ended = owner.subscriptions.change_replays(|replays| Running::end(replays, filter));
+    if let Some(id) = ended.flatten() {
         broker.replays.remove(id);
         // It may have been the one that was to bring the next.
         on_room(broker, session);
@@ -313,7 +315,10 @@ pub(crate) fn cancel(broker: &mut Broker, session: SessionKey, filter: FilterId)
 /// brings the next. So what an acknowledgement costs does not depend on how many wait.
 pub(crate) fn on_room(broker: &mut Broker, session: SessionKey) {
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    let Some(running) = &mut owner.subscriptions.replays else { return };
+    if owner.subscriptions.replays().is_none() {
+        return;
+    }
+    let running = owner.subscriptions.replays_mut();
     for waiting in &mut running.no_room {
         if let Some(filter) = waiting.pop_first() {
             broker.replays.set_ready(running.by_filter[&filter]);
@@ -327,7 +332,7 @@ fn set_no_room(broker: &mut Broker, id: ReplayId, qos: QoS) {
     replay.state = State::NoRoom;
     if let Some(owner) = broker.sessions.get_mut(replay.session) {
         let kind = usize::from(qos > QoS::AtMostOnce);
-        owner.subscriptions.replays.get_or_insert_default().no_room[kind].insert(replay.filter);
+        owner.subscriptions.replays_mut().no_room[kind].insert(replay.filter);
     }
 }
 
@@ -367,10 +372,7 @@ fn room(broker: &Broker, session: SessionKey, qos: QoS) -> usize {
 /// One piece: taken from our own store, or asked for. The replay is in state `Ready`.
 fn step(broker: &mut Broker, now: Time, id: ReplayId) {
     let Some(&Replay { session, filter, owner, .. }) = broker.replays.get(id) else { return };
-    let subscription = broker
-        .sessions
-        .get(session)
-        .and_then(|session| session.subscriptions.plain(filter))
+    let subscription = plain_of(broker, session, filter)
         .expect("invariant: a replay ends before its subscription does");
     let qos = subscription.options.qos;
     let room = room(broker, session, qos);
@@ -430,7 +432,7 @@ fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
     let Replay { session, filter, .. } = *replay;
     broker.replays.remove(id);
     if let Some(owner) = broker.sessions.get_mut(session) {
-        Running::end(&mut owner.subscriptions.replays, filter);
+        owner.subscriptions.change_replays(|replays| Running::end(replays, filter));
     }
 }
 
@@ -493,7 +495,7 @@ fn deliver_value(
     publication: &Publication<'_>,
 ) {
     let Some(owner) = broker.sessions.get(session) else { return };
-    let Some(&subscription) = owner.subscriptions.plain(filter) else { return };
+    let Some(subscription) = plain_of(broker, session, filter) else { return };
     if subscription.options.no_local && *owner.client_id == *publication.publisher_id {
         return;
     }

@@ -121,11 +121,14 @@ impl Broker {
         let expiry_secs = session.expiry_secs;
         let since = since_ms.unwrap_or(present.unix_ms);
         let after = |secs: u32| present.at(since.saturating_add(u64::from(secs) * 1000));
-        session.ends_at = (expiry_secs != NEVER).then(|| after(expiry_secs));
-        session.expiry_timer =
-            session.ends_at.map(|at| self.timers.arm(at, Due::SessionExpiry(key)));
-        let due = session.will.as_ref().map(|will| after(will.delay_secs));
-        session.will_timer = due.map(|at| self.timers.arm(at, Due::Will(key)));
+        if expiry_secs != NEVER {
+            session.ends_at = after(expiry_secs);
+            let timer = self.timers.arm(session.ends_at, Due::SessionExpiry(key));
+            session.expiry_timer = Some(timer);
+        }
+        if let Some(will) = &mut session.will {
+            will.timer = Some(self.timers.arm(after(will.delay_secs), Due::Will(key)));
+        }
         if since_ms.is_none() {
             // It had a connection to the last: from here on its time counts.
             let (client_id, offline_since) = (session.client_id.clone(), Some(present.now));

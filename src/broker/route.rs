@@ -89,8 +89,8 @@ pub(crate) fn find_targets(broker: &Broker, topic: &str, retain: bool) -> ShardS
         towards.insert(broker.place.key.owner_of(topic, broker.place.shards));
     }
     broker.topic_tree.visit_matches(topic, |_, state| {
-        towards = towards.union(state.remote.shards);
-        for group in &state.groups {
+        towards = towards.union(state.remote().shards);
+        for group in state.groups() {
             broker.shared_subs.get(*group).remote_shards().for_each(|shard| towards.insert(shard));
         }
     });
@@ -200,11 +200,10 @@ pub(super) fn to_plain(
     matches: &Matches,
 ) {
     if let [filter] = matches.filters[..] {
-        // Delivering changes no subscription; the list is asked anew for each subscriber so that
-        // nothing has to be moved out of the tree.
-        let mut at = 0;
-        while let Some(&subscriber) = broker.topic_tree[filter].subscribers.get(at) {
-            at += 1;
+        // Delivering asks for no subscription and changes none, so the list can be out of the tree
+        // meanwhile: it is two words.
+        let subscribers = std::mem::take(&mut broker.topic_tree[filter].subscribers);
+        for subscriber in subscribers.iter() {
             let subscription = &subscriber.subscription;
             if is_local(broker, publication, subscriber.session, subscription) {
                 on_own(broker, publication, subscriber.session);
@@ -213,6 +212,7 @@ pub(super) fn to_plain(
             let terms = to_terms(publication, subscription);
             deliver::to_session(broker, now, subscriber.session, publication, &terms);
         }
+        broker.topic_tree[filter].subscribers = subscribers;
         return;
     }
     let mut ids = std::mem::take(&mut broker.routing.ids);

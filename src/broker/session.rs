@@ -1,16 +1,18 @@
 //! Sessions: what is kept for a client id, connected or not.
 //!
-//! Owns the table of sessions and the index by client id. Invariants: a client id names at most
-//! one session; a session's `conn` names a connection whose `session` names it, or is None.
+//! Owns the table of sessions and the index by client id, which has places only: the ids stand with
+//! their sessions. Invariants: a client id names at most one session; a session's `conn` names a connection whose `session` names it, or is None.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
-use foldhash::fast::FixedState;
+use foldhash::quality::FixedState;
 
 use crate::clock::Time;
 use crate::ids::ConnId;
+use crate::index::Index;
 
 use super::inflight::{Inbound, Outbound};
 use super::queue::Queue;
@@ -23,7 +25,8 @@ use super::will::Will;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SessionKey {
     index: u32,
-    generation: u32,
+    /// Never zero, so that "no session" takes no more room than a key.
+    generation: NonZeroU32,
 }
 
 /// "For ever" as a Session Expiry Interval.
@@ -37,10 +40,9 @@ pub(crate) struct Session {
     /// Session Expiry Interval, in seconds.
     pub(crate) expiry_secs: u32,
     pub(crate) expiry_timer: Option<TimerKey>,
-    /// When it ends, while it has no connection and does not live for ever.
-    pub(crate) ends_at: Option<Time>,
+    /// When it ends, while it has no connection; [`Time::MAX`] otherwise, or if it lives for ever.
+    pub(crate) ends_at: Time,
     pub(crate) will: Option<Box<Will>>,
-    pub(crate) will_timer: Option<TimerKey>,
     /// QoS 1 and 2 towards the client: exists from the first such message on.
     pub(crate) outgoing: Option<Box<Outgoing>>,
     /// QoS 2 from the client: exists from the first such message on.
@@ -74,47 +76,57 @@ impl Session {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
-    generation: u32,
+    generation: NonZeroU32,
     session: Option<Session>,
 }
+
+/// What a session takes in the table, with its place in the index, in bytes; its client id aside.
+#[cfg(test)]
+pub(crate) const SESSION_BYTES: usize = size_of::<Slot>() + Index::ENTRY_BYTES;
 
 /// All sessions of this shard.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    by_client_id: HashMap<Rc<str>, SessionKey, FixedState>,
+    by_client_id: Index,
+    hasher: FixedState,
 }
 
 impl Sessions {
     pub(crate) fn new(seed: u64) -> Self {
-        let by_client_id = HashMap::with_hasher(FixedState::with_seed(seed));
-        Self { slots: Vec::new(), free: Vec::new(), by_client_id }
+        let hasher = FixedState::with_seed(seed);
+        Self { slots: Vec::new(), free: Vec::new(), by_client_id: Index::new(), hasher }
     }
 
     pub(crate) fn find(&self, client_id: &str) -> Option<SessionKey> {
-        self.by_client_id.get(client_id).copied()
+        let is_its = |index| self.at(index).is_some_and(|session| *session.client_id == *client_id);
+        let index = self.by_client_id.find(self.hasher.hash_one(client_id), is_its)?;
+        Some(SessionKey { index, generation: self.slots[index as usize].generation })
+    }
+
+    fn at(&self, index: u32) -> Option<&Session> {
+        self.slots[index as usize].session.as_ref()
     }
 
     /// A new session; there is none of this client id.
     pub(crate) fn insert(&mut self, client_id: &str) -> SessionKey {
-        let client_id: Rc<str> = client_id.into();
+        debug_assert!(self.find(client_id).is_none(), "one session per client id");
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(Slot { generation: NonZeroU32::MIN, session: None });
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
         let key = SessionKey { index, generation: slot.generation };
         slot.session = Some(Session {
-            client_id: client_id.clone(),
+            client_id: client_id.into(),
             conn: None,
             expiry_secs: 0,
             expiry_timer: None,
-            ends_at: None,
+            ends_at: Time::MAX,
             will: None,
-            will_timer: None,
             outgoing: None,
             inbound: None,
             subscriptions: SessionSubscriptions::default(),
@@ -122,8 +134,7 @@ impl Sessions {
             is_recorded: false,
             wants_less: false,
         });
-        let previous = self.by_client_id.insert(client_id, key);
-        debug_assert!(previous.is_none(), "one session per client id");
+        self.by_client_id.insert(self.hasher.hash_one(client_id), index);
         key
     }
 
@@ -134,9 +145,9 @@ impl Sessions {
             return None;
         }
         let session = slot.session.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = slot.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         self.free.push(key.index);
-        self.by_client_id.remove(&session.client_id);
+        self.by_client_id.remove(self.hasher.hash_one(&*session.client_id), key.index);
         Some(session)
     }
 

@@ -11,7 +11,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use crate::clock::Time;
 use crate::codec::mqtt::topic::{Filter, check_filter};
@@ -138,7 +137,7 @@ pub(crate) fn on_subscribe(
     let turn = (barrier, broker.subscribing.arrivals);
     broker.subscribing.waiting.insert(turn, waiting);
     if let Some(owner) = broker.sessions.get_mut(session) {
-        owner.subscriptions.barrier.get_or_insert_default().packets.push(turn);
+        owner.subscriptions.barrier().packets.push(turn);
     }
     Step::Pause
 }
@@ -191,12 +190,12 @@ fn judge<'a>(
 fn holds(broker: &Broker, held: &SessionSubscriptions, whole: &str, filter: Filter<'_>) -> bool {
     if filter.share_name.is_some() {
         let group = broker.shared_subs.find(group_key(whole));
-        return group.is_some_and(|group| held.shared.contains_key(&group));
+        return group.is_some_and(|group| held.is_member(group));
     }
     broker
         .topic_tree
         .find(filter.filter)
-        .is_some_and(|id| held.plain.contains_key(&id) || held.is_waiting(id))
+        .is_some_and(|id| held.plain(id).is_some() || held.is_waiting(id))
 }
 
 /// A plain subscription that begins when the change of this number is applied everywhere.
@@ -211,7 +210,7 @@ fn prepare(
     let filter = enter(broker, filter);
     broker.topic_tree[filter].waiting += 1;
     if let Some(session) = broker.sessions.get_mut(session) {
-        let barrier = session.subscriptions.barrier.get_or_insert_default();
+        let barrier = session.subscriptions.barrier();
         *barrier.waiting.entry(filter).or_default() += 1;
     }
     (hold(broker, filter, durable), Beginning { filter, durable, subscription })
@@ -358,25 +357,19 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
     state.waiting -= 1;
     state.durable += u32::from(durable);
     broker.matches.forget();
-    match owner.subscriptions.plain.entry(filter) {
-        Entry::Vacant(entry) => {
-            let at = state.subscribers.len() as u32;
-            state.subscribers.push(Subscriber { session, subscription });
-            entry.insert(Held { at, durable, subscription });
-            true
-        }
-        Entry::Occupied(mut entry) => {
-            let old = *entry.get();
-            let (before, wanted) = (old.subscription.options, subscription.options);
-            owner.wants_less |= before.qos > wanted.qos && wanted.qos == QoS::AtMostOnce
-                || wanted.no_local && !before.no_local;
-            entry.insert(Held { at: old.at, durable, subscription });
-            state.subscribers[old.at as usize].subscription = subscription;
-            state.durable -= u32::from(old.durable);
-            release(broker, now, filter, old.durable);
-            false
-        }
-    }
+    let Some(old) = owner.subscriptions.plain(filter) else {
+        owner.subscriptions.set_plain(Held::new(filter, state.subscribers.len(), durable));
+        state.subscribers.push(Subscriber { session, subscription });
+        return true;
+    };
+    owner.subscriptions.set_plain(Held::new(filter, old.at(), durable));
+    let before = std::mem::replace(&mut state.subscribers[old.at()].subscription, subscription);
+    let (before, wanted) = (before.options, subscription.options);
+    owner.wants_less |= before.qos > wanted.qos && wanted.qos == QoS::AtMostOnce
+        || wanted.no_local && !before.no_local;
+    state.durable -= u32::from(old.durable());
+    release(broker, now, filter, old.durable());
+    false
 }
 
 /// A session's membership is known to all shards, if it has not left since.
@@ -387,7 +380,7 @@ fn record_joined(
     subscription: Subscription,
 ) {
     let Some(owner) = broker.sessions.get(session) else { return };
-    if !broker.changes.is_enabled() || !owner.subscriptions.shared.contains_key(&group) {
+    if !broker.changes.is_enabled() || !owner.subscriptions.is_member(group) {
         return;
     }
     if let Some(key) = broker.shared_subs.key_of(group) {

@@ -6,6 +6,8 @@
 //! spread over finer ones, but a deadline: an idle shard is not woken for the wheel's own sake.
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU32;
+
 use slab::Slab;
 
 use crate::clock::Time;
@@ -36,12 +38,23 @@ pub(crate) enum Due {
     Authentication(ConnId),
     /// Nothing.
     #[cfg(test)]
-    Test(u64),
+    Test(u32),
 }
 
 /// An armed deadline. Its owner forgets it when it has fired or was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TimerKey(u32);
+pub(crate) struct TimerKey(NonZeroU32);
+
+impl TimerKey {
+    /// Of the entry at `index`. Counted from one, so that an owner without a deadline needs no more room.
+    fn of(index: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(index))
+    }
+
+    fn index(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -53,6 +66,10 @@ struct Entry {
     level: u8,
     slot: u8,
 }
+
+/// What an armed deadline takes, in bytes.
+#[cfg(test)]
+pub(crate) const TIMER_BYTES: usize = size_of::<Option<Entry>>();
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
@@ -92,14 +109,15 @@ impl Timers {
         let entry = Entry { tick, due, next: NONE, previous: NONE, level: 0, slot: 0 };
         let index = self.entries.insert(entry) as u32;
         self.link(index);
-        TimerKey(index)
+        TimerKey::of(index)
     }
 
     /// Takes a deadline back.
     pub(crate) fn cancel(&mut self, key: TimerKey) {
-        if self.entries.contains(key.0 as usize) {
-            self.unlink(key.0);
-            self.entries.remove(key.0 as usize);
+        let index = key.index();
+        if self.entries.contains(index as usize) {
+            self.unlink(index);
+            self.entries.remove(index as usize);
         }
     }
 
@@ -241,8 +259,9 @@ impl Broker {
                     }
                 }
                 Due::Will(key) => {
-                    if let Some(session) = self.sessions.get_mut(key) {
-                        session.will_timer = None;
+                    let session = self.sessions.get_mut(key);
+                    if let Some(will) = session.and_then(|session| session.will.as_mut()) {
+                        will.timer = None;
                         self.publish_will(now, key);
                     }
                 }
@@ -294,15 +313,15 @@ mod tests {
         ) {
             let tick = 1u64 << TICK_BITS;
             let mut timers = Timers::default();
-            let mut reference: Vec<(u64, u64, TimerKey)> = Vec::new();
+            let mut reference: Vec<(u64, u32, TimerKey)> = Vec::new();
             let mut now = 0u64;
             for (number, (what, shift, amount)) in steps.into_iter().enumerate() {
                 let amount = amount >> shift;
                 match what {
                     0 | 1 => {
                         let at = Time::from_nanos(now + amount);
-                        let key = timers.arm(at, Due::Test(number as u64));
-                        reference.push((at.as_nanos(), number as u64, key));
+                        let key = timers.arm(at, Due::Test(number as u32));
+                        reference.push((at.as_nanos(), number as u32, key));
                     }
                     2 if !reference.is_empty() => {
                         let (_, _, key) = reference.remove(amount as usize % reference.len());

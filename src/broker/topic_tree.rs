@@ -1,22 +1,22 @@
 //! Topic filters and what is kept for each, found by topic name.
 //!
 //! [`TopicTree`] holds one value per filter. Levels are interned, nodes are small and live in one
-//! slab, the children of all nodes in one table; `+` and `#` are fields of a node, so a topic of n
-//! levels costs n look-ups where nothing but one filter is near it. A walk visits each node at most
-//! once, and never allocates.
+//! table, the children of all nodes in one index, which has no keys of its own; `+` and `#` are fields
+//! of a node, so a topic of n levels costs n look-ups where nothing but one filter is near it. A walk
+//! visits each node at most once, and never allocates.
 //!
 //! Invariants: a node exists exactly while a filter at or below it does; a level is interned
 //! exactly while a node has it; the depth of the tree is at most [`TOPIC_LEVELS_MAX`]. Filters are
 //! checked by the codec before they come here.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 use std::ops::{Index, IndexMut};
 
-use foldhash::fast::FixedState;
+use foldhash::quality::FixedState;
 use slab::Slab;
 
+use crate::index::Index as HashIndex;
 use crate::limits::TOPIC_LEVELS_MAX;
 
 const NONE: u32 = u32::MAX;
@@ -40,12 +40,14 @@ struct Node {
     value: u32,
 }
 
+/// A literal level's number, or one of those below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Root,
-    Literal(u32),
-    Plus,
-    Hash,
+struct Step(u32);
+
+impl Step {
+    const ROOT: Self = Self(u32::MAX);
+    const PLUS: Self = Self(u32::MAX - 1);
+    const HASH: Self = Self(u32::MAX - 2);
 }
 
 #[derive(Debug)]
@@ -63,26 +65,38 @@ struct Stored<V> {
 /// A map from topic filters to values, to be asked with topic names. See the module's text.
 #[derive(Debug)]
 pub struct TopicTree<V> {
-    nodes: Slab<Node>,
-    /// Child of a node for a literal level; both numbers in one key.
-    children: HashMap<u64, u32, FixedState>,
+    nodes: Vec<Node>,
+    /// Those of them that are not in use.
+    free_nodes: Vec<u32>,
+    /// Child of a node for a literal level, by both numbers.
+    children: HashIndex,
     levels: Slab<Level>,
-    level_ids: HashMap<Box<str>, u32, FixedState>,
+    /// By its name.
+    level_ids: HashIndex,
     values: Slab<Stored<V>>,
+    hasher: FixedState,
 }
 
 impl<V> TopicTree<V> {
     /// An empty tree whose tables hash with `seed`.
     pub fn new(seed: u64) -> Self {
-        let mut nodes = Slab::new();
-        nodes.insert(Node::new(NONE, Step::Root));
         Self {
-            nodes,
-            children: HashMap::with_hasher(FixedState::with_seed(seed)),
+            nodes: vec![Node::new(NONE, Step::ROOT)],
+            free_nodes: Vec::new(),
+            children: HashIndex::new(),
             levels: Slab::new(),
-            level_ids: HashMap::with_hasher(FixedState::with_seed(seed.rotate_left(32) ^ 1)),
+            level_ids: HashIndex::new(),
             values: Slab::new(),
+            hasher: FixedState::with_seed(seed),
         }
+    }
+
+    #[cfg(test)]
+    /// What a filter takes here at most, in bytes, its value included; `nodes` of its levels are no
+    /// other's. The text of levels aside, which filters share.
+    pub const fn bytes_per_filter(nodes: usize) -> usize {
+        // A slab's entry is what an Option is.
+        size_of::<Option<Stored<V>>>() + nodes * (size_of::<Node>() + HashIndex::ENTRY_BYTES)
     }
 
     /// How many filters are stored.
@@ -153,19 +167,22 @@ impl<V> TopicTree<V> {
         let Stored { mut node, value } = self.values.remove(id.0 as usize);
         self.nodes[node as usize].value = NONE;
         while self.node(node).is_unused() {
-            let Node { parent, step, .. } = self.nodes.remove(node as usize);
+            let Node { parent, step, .. } = self.nodes[node as usize];
             let above = &mut self.nodes[parent as usize];
             match step {
-                Step::Plus => above.plus = NONE,
-                Step::Hash => above.hash = NONE,
-                Step::Literal(level) => {
+                Step::PLUS => above.plus = NONE,
+                Step::HASH => above.hash = NONE,
+                Step(level) => {
                     above.literals -= 1;
-                    self.children.remove(&child_key(parent, level));
+                    self.children.remove(self.child_hash(parent, level), node);
                     self.release_level(level);
                 }
-                Step::Root => unreachable!("invariant: the root is never unused"),
             }
+            self.free_nodes.push(node);
             node = parent;
+        }
+        if self.values.is_empty() {
+            self.give_back();
         }
         value
     }
@@ -177,10 +194,10 @@ impl<V> TopicTree<V> {
         loop {
             let Node { parent, step, .. } = self.node(node);
             levels.push(match *step {
-                Step::Root => break,
-                Step::Plus => "+",
-                Step::Hash => "#",
-                Step::Literal(level) => &self.levels[level as usize].name,
+                Step::ROOT => break,
+                Step::PLUS => "+",
+                Step::HASH => "#",
+                Step(level) => &self.levels[level as usize].name,
             });
             node = *parent;
         }
@@ -196,7 +213,7 @@ impl<V> TopicTree<V> {
         let mut levels = [NONE; TOPIC_LEVELS_MAX + 1];
         let mut count = 0;
         for (slot, level) in levels.iter_mut().zip(topic.split('/')) {
-            *slot = self.level_ids.get(level).copied().unwrap_or(NONE);
+            *slot = self.level_id(level).unwrap_or(NONE);
             count += 1;
         }
         let root = self.node(ROOT);
@@ -245,46 +262,81 @@ impl<V> TopicTree<V> {
         if level == NONE {
             return None;
         }
-        self.children.get(&child_key(parent, level)).copied()
+        self.children.find(self.child_hash(parent, level), |child| {
+            let node = self.node(child);
+            node.parent == parent && node.step == Step(level)
+        })
+    }
+
+    #[inline]
+    fn child_hash(&self, parent: u32, level: u32) -> u64 {
+        self.hasher.hash_one(child_key(parent, level))
+    }
+
+    #[inline]
+    fn level_id(&self, name: &str) -> Option<u32> {
+        let is = |id| *self.levels[id as usize].name == *name;
+        self.level_ids.find(self.hasher.hash_one(name.as_bytes()), is)
     }
 
     fn child(&self, parent: u32, level: &str) -> Option<u32> {
         let child = match level {
             "+" => self.node(parent).plus,
             "#" => self.node(parent).hash,
-            name => return self.literal_child(parent, *self.level_ids.get(name)?),
+            name => return self.literal_child(parent, self.level_id(name)?),
         };
         (child != NONE).then_some(child)
     }
 
     fn add_child(&mut self, parent: u32, level: &str) -> u32 {
         let step = match level {
-            "+" => Step::Plus,
-            "#" => Step::Hash,
-            name => Step::Literal(self.hold_level(name)),
+            "+" => Step::PLUS,
+            "#" => Step::HASH,
+            name => Step(self.hold_level(name)),
         };
-        let child = index(self.nodes.insert(Node::new(parent, step)));
+        let child = self.add_node(Node::new(parent, step));
         let above = &mut self.nodes[parent as usize];
         match step {
-            Step::Plus => above.plus = child,
-            Step::Hash => above.hash = child,
-            Step::Literal(level) => {
+            Step::PLUS => above.plus = child,
+            Step::HASH => above.hash = child,
+            Step(level) => {
                 above.literals += 1;
-                self.children.insert(child_key(parent, level), child);
+                self.children.insert(self.child_hash(parent, level), child);
             }
-            Step::Root => unreachable!("invariant: a child is not the root"),
         }
         child
     }
 
+    fn add_node(&mut self, node: Node) -> u32 {
+        match self.free_nodes.pop() {
+            Some(at) => {
+                self.nodes[at as usize] = node;
+                at
+            }
+            None => {
+                self.nodes.push(node);
+                index(self.nodes.len() - 1)
+            }
+        }
+    }
+
+    /// No filter is left: what they took is given back.
+    fn give_back(&mut self) {
+        self.nodes.truncate(1);
+        self.nodes.shrink_to_fit();
+        self.free_nodes = Vec::new();
+        self.levels = Slab::new();
+        self.values = Slab::new();
+    }
+
     fn hold_level(&mut self, name: &str) -> u32 {
         // Two look-ups when new; only inserting a filter pays them.
-        if let Some(&id) = self.level_ids.get(name) {
+        if let Some(id) = self.level_id(name) {
             self.levels[id as usize].nodes += 1;
             return id;
         }
         let id = index(self.levels.insert(Level { name: name.into(), nodes: 1 }));
-        self.level_ids.insert(name.into(), id);
+        self.level_ids.insert(self.hasher.hash_one(name.as_bytes()), id);
         id
     }
 
@@ -293,10 +345,8 @@ impl<V> TopicTree<V> {
         level.nodes -= 1;
         if level.nodes == 0 {
             let Level { name, .. } = self.levels.remove(id as usize);
-            match self.level_ids.entry(name) {
-                Entry::Occupied(entry) => entry.remove(),
-                Entry::Vacant(_) => unreachable!("invariant: a held level is interned"),
-            };
+            let was_there = self.level_ids.remove(self.hasher.hash_one(name.as_bytes()), id);
+            assert!(was_there, "invariant: a held level is interned");
         }
     }
 }
@@ -325,7 +375,7 @@ impl Node {
             && self.plus == NONE
             && self.hash == NONE
             && self.literals == 0
-            && self.step != Step::Root
+            && self.step != Step::ROOT
     }
 }
 
@@ -335,7 +385,7 @@ const fn child_key(parent: u32, level: u32) -> u64 {
 
 fn index(slot: usize) -> u32 {
     let index = u32::try_from(slot).expect("invariant: fewer than 2^32 nodes");
-    assert!(index != NONE, "invariant: fewer than 2^32 nodes");
+    assert!(index < Step::HASH.0, "invariant: fewer than 2^32 nodes");
     index
 }
 

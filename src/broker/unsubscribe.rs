@@ -82,11 +82,11 @@ fn end_plain(
 ) -> bool {
     let Some(owner) = broker.sessions.get_mut(session) else { return false };
     let waited = owner.subscriptions.is_waiting(filter) && taken_back.insert(filter);
-    let held = owner.subscriptions.plain.remove(&filter);
+    let held = owner.subscriptions.remove_plain(filter);
     if let Some(held) = held {
         replay::cancel(broker, session, filter);
-        remove_subscriber(broker, filter, held);
-        release(broker, now, filter, held.durable);
+        remove_subscriber(broker, held);
+        release(broker, now, filter, held.durable());
     }
     held.is_some() || waited
 }
@@ -101,7 +101,7 @@ pub(super) fn end_waiting(
 ) {
     let mut ended = Vec::new();
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    for turn in owner.subscriptions.barrier.iter().flat_map(|barrier| &barrier.packets) {
+    for turn in owner.subscriptions.waiting_packets() {
         let Some(waiting) = broker.subscribing.waiting.get_mut(turn) else { continue };
         let ends = |b: &mut Beginning| filters.is_none_or(|filters| filters.contains(&b.filter));
         ended.extend(waiting.beginnings.extract_if(.., ends));
@@ -115,36 +115,38 @@ pub(super) fn end_waiting(
     }
 }
 
-fn remove_subscriber(broker: &mut Broker, filter: FilterId, held: Held) {
+fn remove_subscriber(broker: &mut Broker, held: Held) {
     broker.matches.forget();
-    let state = &mut broker.topic_tree[filter];
-    state.durable -= u32::from(held.durable);
-    state.subscribers.swap_remove(held.at as usize);
-    let Some(moved) = state.subscribers.get(held.at as usize) else { return };
-    broker
-        .sessions
-        .get_mut(moved.session)
-        .and_then(|session| session.subscriptions.plain.get_mut(&filter))
-        .expect("invariant: a subscriber's session holds the subscription")
-        .at = held.at;
+    let state = &mut broker.topic_tree[held.filter];
+    state.durable -= u32::from(held.durable());
+    state.subscribers.swap_remove(held.at());
+    let Some(moved) = state.subscribers.get(held.at()) else { return };
+    let moved = broker.sessions.get_mut(moved.session).map(|session| &mut session.subscriptions);
+    moved
+        .and_then(|subscriptions| {
+            let durable = subscriptions.plain(held.filter)?.durable();
+            subscriptions.set_plain(Held::new(held.filter, held.at(), durable));
+            Some(())
+        })
+        .expect("invariant: a subscriber's session holds the subscription");
 }
 
 /// All subscriptions of a session end, with it. To be called while it is still in the table.
 pub(crate) fn end_session(broker: &mut Broker, now: Time, session: SessionKey) {
     end_waiting(broker, now, session, None);
     let Some(owner) = broker.sessions.get_mut(session) else { return };
-    let subscriptions = std::mem::take(&mut owner.subscriptions);
-    for replay in subscriptions.replays.iter().flat_map(|replays| replays.ids()) {
+    let mut subscriptions = std::mem::take(&mut owner.subscriptions);
+    for replay in subscriptions.replays().iter().flat_map(|replays| replays.ids()) {
         broker.replays.remove(replay);
     }
-    for (filter, held) in subscriptions.plain {
-        remove_subscriber(broker, filter, held);
-        release(broker, now, filter, held.durable);
+    for held in subscriptions.take_plain() {
+        remove_subscriber(broker, held);
+        release(broker, now, held.filter, held.durable());
     }
-    for group in subscriptions.shared.into_keys() {
+    for group in subscriptions.groups() {
         leave(broker, session, group);
     }
-    for turn in subscriptions.barrier.iter().flat_map(|barrier| &barrier.packets) {
+    for turn in subscriptions.waiting_packets() {
         broker.subscribing.waiting.remove(turn);
     }
 }

@@ -20,6 +20,7 @@ use super::message::{Charge, Messages, Payload};
 use super::publication::{Memo, Publication};
 use super::publish::is_reserved;
 use super::session::SessionKey;
+use super::timers::TimerKey;
 use super::{Broker, Wait, matches, route};
 
 /// A message left with us.
@@ -32,6 +33,8 @@ pub(crate) struct Will {
     pub(crate) delay_secs: u32,
     pub(crate) expiry_secs: Option<u32>,
     pub(crate) forwarded: Box<[u8]>,
+    /// While its delay runs.
+    pub(crate) timer: Option<TimerKey>,
     _charge: Charge,
 }
 
@@ -48,6 +51,7 @@ impl Will {
             delay_secs: will.delay_interval,
             expiry_secs: will.properties.message_expiry_interval,
             forwarded: forwarded.into(),
+            timer: None,
             _charge: messages.charge(bytes),
         }
     }
@@ -63,6 +67,7 @@ impl Will {
             delay_secs: will.delay_secs,
             expiry_secs: will.expiry_secs,
             forwarded: will.forwarded,
+            timer: None,
             _charge: messages.charge(bytes),
         }
     }
@@ -122,10 +127,10 @@ impl Broker {
     /// The Will of a session is due.
     pub(super) fn publish_will(&mut self, now: Time, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Some(timer) = session.will_timer.take() {
+        let Some(mut will) = session.will.take() else { return };
+        if let Some(timer) = will.timer.take() {
             self.timers.cancel(timer);
         }
-        let Some(will) = session.will.take() else { return };
         let (client_id, is_recorded) = (session.client_id.clone(), session.is_recorded);
         self.wills.due.push_back(Due { client_id, session: key, will, is_recorded });
         self.run_due_wills(now);
@@ -134,10 +139,11 @@ impl Broker {
     /// Forgets the Will of a session, without publishing it.
     pub(super) fn delete_will(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Some(timer) = session.will_timer.take() {
+        let Some(will) = session.will.take() else { return };
+        if let Some(timer) = will.timer {
             self.timers.cancel(timer);
         }
-        if session.will.take().is_some() && session.is_recorded {
+        if session.is_recorded {
             let client_id = session.client_id.clone();
             self.changes.record(&mut self.out.changes, Record::WillDeleted { client_id });
         }

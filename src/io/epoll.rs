@@ -69,6 +69,10 @@ pub struct Epoll {
     spin: Spin,
 }
 
+/// What a connection takes in the backend, in bytes.
+#[cfg(test)]
+pub(crate) const CONN_BYTES: usize = Table::<Conn>::SLOT_BYTES;
+
 struct Conn {
     /// None when it is closing.
     socket: Option<OwnedFd>,

@@ -14,6 +14,10 @@ struct Slot<T> {
 }
 
 impl<T> Table<T> {
+    /// What a connection takes here, in bytes.
+    #[cfg(test)]
+    pub(super) const SLOT_BYTES: usize = size_of::<Option<Slot<T>>>();
+
     pub(super) const fn new() -> Self {
         Self { slots: Vec::new() }
     }

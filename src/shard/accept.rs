@@ -26,6 +26,9 @@ impl<B: Backend> Shard<B> {
         let accepted = Accepted { at: self.now, listener: listener as u16, peer };
         let conn = Conn::new(accepted, Transport::Tcp, self.connect_size_max);
         if let Some(id) = self.insert(descriptor, conn) {
+            let conns = &mut self.conns;
+            let is_awaited = |id| conns.get_mut(id).is_some_and(|conn| conn.is_awaited());
+            self.connect_deadlines.forget_first(is_awaited);
             self.connect_deadlines.set(self.now, id);
             self.arm(id, RecvMode::Once);
         }
@@ -59,7 +62,7 @@ impl<B: Backend> Shard<B> {
             // The type is looked at before the rest has come: a stranger need not wait.
             _ if first >> 4 != 1 => self.refuse(id, &DecodeError::connect_expected(first)),
             Err(error) => self.refuse(id, &error),
-            Ok(Some(len)) if len > frame_max => {
+            Ok(Some(len)) if len > frame_max as usize => {
                 let version = mqtt::version_of_connect(unread);
                 self.refuse(id, &DecodeError::packet_too_large(first, version));
             }
@@ -143,7 +146,7 @@ impl<B: Backend> Shard<B> {
         }
         conn.stage = Stage::Live;
         conn.opening = None;
-        conn.frame_max = self.broker.packet_size_max(id);
+        conn.frame_max = self.broker.packet_size_max(id) as u32;
         apply(conn, step)
     }
 

@@ -60,7 +60,7 @@ pub(super) struct Conn {
     /// Input has ended; what is in `input` is still handled.
     pub ended: Option<Ended>,
     /// Largest frame that it may send now, in bytes.
-    pub frame_max: usize,
+    pub frame_max: u32,
     /// Read and not yet handled.
     pub input: Input,
     /// Bytes of `input` that were handled, ever.
@@ -106,7 +106,7 @@ impl Conn {
             broken: false,
             version: None,
             ended: None,
-            frame_max,
+            frame_max: u32::try_from(frame_max).unwrap_or(u32::MAX),
             input: Input::default(),
             handled: 0,
             last: None,
@@ -150,12 +150,16 @@ impl Conn {
 
 /// Memory for starts of frames: which connection has one changes with every buffer.
 #[derive(Debug, Default)]
-pub(super) struct Spares(Vec<Vec<u8>>);
+#[expect(clippy::vec_box, reason = "what is handed on is the box")]
+pub(super) struct Spares(Vec<Box<Held>>);
 
 /// Bytes that were read and not yet handled: the start of a frame that the end of a buffer cut, or
-/// everything that came during a pause.
+/// everything that came during a pause. Most connections have none, and then no memory for it.
 #[derive(Debug, Default)]
-pub(super) struct Input {
+pub(super) struct Input(Option<Box<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
     bytes: Vec<u8>,
     /// Handled up to here.
     at: usize,
@@ -164,44 +168,46 @@ pub(super) struct Input {
 impl Input {
     /// A new one that holds `bytes`.
     pub(super) fn from_vec(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0 }
+        Self(Some(Box::new(Held { bytes, at: 0 })))
     }
 
     /// What waits.
     pub(super) fn unread(&self) -> &[u8] {
-        &self.bytes[self.at..]
+        self.0.as_ref().map_or(&[], |held| &held.bytes[held.at..])
     }
 
     /// Bytes that wait.
     pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.at
+        self.unread().len()
     }
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.at == self.bytes.len()
+        self.unread().is_empty()
     }
 
     /// Appends; `expect` is the length of the frame that the bytes begin, when it is known, so
     /// that a large frame gets a buffer of exactly its size.
     pub(super) fn append(&mut self, bytes: &[u8], expect: usize) {
-        if self.at > 0 {
-            self.bytes.drain(..self.at);
-            self.at = 0;
+        let held = self.0.get_or_insert_default();
+        if held.at > 0 {
+            held.bytes.drain(..held.at);
+            held.at = 0;
         }
-        if expect > self.bytes.capacity() {
-            self.bytes.reserve_exact(expect - self.bytes.len());
+        if expect > held.bytes.capacity() {
+            held.bytes.reserve_exact(expect - held.bytes.len());
         }
-        self.bytes.extend_from_slice(bytes);
+        held.bytes.extend_from_slice(bytes);
     }
 
-    /// The first `count` waiting bytes are handled.
+    /// The first `count` waiting bytes are handled. With the last of them goes the memory: a
+    /// connection that once sent a large packet does not keep its buffer.
     pub(super) fn consume(&mut self, count: usize) {
-        self.at += count;
-        assert!(self.at <= self.bytes.len(), "invariant: only what waits is consumed");
-        if self.is_empty() {
-            self.reset();
+        assert!(count <= self.len(), "invariant: only what waits is consumed");
+        if let Some(held) = &mut self.0 {
+            held.at += count;
         }
+        self.0.take_if(|held| held.at == held.bytes.len());
     }
 
     /// All waiting bytes, out of it; put them back with [`Input::restore`].
@@ -218,39 +224,31 @@ impl Input {
 
     /// A start of a frame comes next: with memory that another has left, if that suffices.
     pub(super) fn lend(&mut self, expect: usize, spares: &mut Spares) {
-        if self.bytes.capacity() == 0
-            && expect <= SPARE_INPUT_BYTES
-            && let Some(spare) = spares.0.pop()
-        {
-            self.bytes = spare;
+        if self.0.is_none() && expect <= SPARE_INPUT_BYTES {
+            self.0 = spares.0.pop();
         }
     }
 
     /// All of it was handled, and its memory may serve others.
-    pub(super) fn give_up(mut self, spares: &mut Spares) {
-        let may_serve = self.bytes.capacity() > 0 && self.bytes.capacity() <= SPARE_INPUT_BYTES;
-        if may_serve && spares.0.len() < SPARE_INPUTS {
-            self.bytes.clear();
-            spares.0.push(self.bytes);
+    pub(super) fn give_up(self, spares: &mut Spares) {
+        if let Some(mut held) = self.0
+            && held.bytes.capacity() <= SPARE_INPUT_BYTES
+            && spares.0.len() < SPARE_INPUTS
+        {
+            held.bytes.clear();
+            held.at = 0;
+            spares.0.push(held);
         }
     }
 
     /// The waiting bytes as one vector.
-    pub(super) fn into_vec(mut self) -> Vec<u8> {
-        self.bytes.drain(..self.at);
-        self.bytes
-    }
-
-    fn reset(&mut self) {
-        self.at = 0;
-        self.bytes.clear();
-        // A connection that once sent a large packet does not keep its buffer.
-        self.bytes.shrink_to(INPUT_KEPT);
+    pub(super) fn into_vec(self) -> Vec<u8> {
+        self.0.map_or_else(Vec::new, |mut held| {
+            held.bytes.drain(..held.at);
+            held.bytes
+        })
     }
 }
-
-/// Bytes of input buffer that an idle connection keeps.
-const INPUT_KEPT: usize = 0;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -268,13 +266,13 @@ pub(super) mod tests {
         input.consume(2);
         input.append(b"de", 4096);
         assert_eq!(input.unread(), b"cde");
-        assert!(input.bytes.capacity() >= 4096);
+        assert!(input.0.as_ref().is_some_and(|held| held.bytes.capacity() >= 4096));
         let taken = input.take();
         assert!(input.is_empty());
         input.restore(taken, 1);
         assert_eq!(input.unread(), b"de");
         input.consume(2);
         assert!(input.is_empty());
-        assert_eq!(input.bytes.capacity(), 0);
+        assert!(input.0.is_none());
     }
 }

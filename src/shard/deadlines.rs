@@ -24,6 +24,17 @@ impl Deadlines {
         self.queue.push_back((now + self.delay, conn));
     }
 
+    /// Lets go of the earliest ones whose reason has gone, two at most: with each that is set, so
+    /// that as many wait as there are reasons, or little more.
+    pub(super) fn forget_first(&mut self, mut has_reason: impl FnMut(ConnId) -> bool) {
+        for _ in 0..2 {
+            if self.queue.front().is_none_or(|(_, conn)| has_reason(*conn)) {
+                return;
+            }
+            self.queue.pop_front();
+        }
+    }
+
     /// The earliest.
     pub(super) fn next(&self) -> Option<Time> {
         self.queue.front().map(|(at, _)| *at)
@@ -52,5 +63,17 @@ mod tests {
         assert_eq!(deadlines.pop_due(Time::from_nanos(11)), None);
         assert_eq!(deadlines.pop_due(Time::from_nanos(12)), Some(conn(2)));
         assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn those_without_a_reason_do_not_pile_up() {
+        let mut deadlines = Deadlines::new(Duration::from_nanos(10));
+        for index in 0..1000 {
+            deadlines.forget_first(|conn| conn.index >= index);
+            deadlines.set(Time::from_nanos(1), ConnId { index, generation: 0 });
+            assert_eq!(deadlines.queue.len(), 1);
+        }
+        deadlines.forget_first(|_| true);
+        assert_eq!(deadlines.queue.len(), 1, "who has a reason stays");
     }
 }

@@ -167,8 +167,8 @@ fn expected_len(
 /// Whether a connection may not send a frame of this length now. What it may grows when it comes
 /// online, which may be at any packet; so the broker is asked again before it is refused.
 fn is_too_large(broker: &Broker, conn: &mut Conn, id: ConnId, len: usize) -> bool {
-    if len > conn.frame_max {
-        conn.frame_max = broker.packet_size_max(id);
+    if len > conn.frame_max as usize {
+        conn.frame_max = broker.packet_size_max(id) as u32;
     }
-    len > conn.frame_max
+    len > conn.frame_max as usize
 }

@@ -397,3 +397,22 @@ fn the_later_connect_takes_over_even_on_the_earlier_connection() {
         world.stop()
     });
 }
+
+/// Where the bytes of an idle connection are. `perf/SCALING.md` has the same sum, and what is measured.
+#[test]
+fn an_idle_connection_takes_few_bytes() {
+    use crate::broker::{conn::CONN_BYTES, session::SESSION_BYTES, timers::TIMER_BYTES};
+    use crate::limits::IDLE_CONNECTION_BYTES;
+    let client_id = (2 * size_of::<usize>() + 20).next_multiple_of(16);
+    let parts = [
+        ("in the loop", size_of::<super::conn::Conn>() + size_of::<u32>()),
+        ("in the backend", crate::io::uring::CONN_BYTES),
+        ("in the broker", CONN_BYTES),
+        ("its session", SESSION_BYTES),
+        ("its keep alive", TIMER_BYTES),
+        ("its client id, with a word of the allocator", client_id),
+    ];
+    let sum: usize = parts.iter().map(|(_, bytes)| bytes).sum();
+    assert!(sum <= IDLE_CONNECTION_BYTES, "{sum}: {parts:?}");
+    const { assert!(crate::io::epoll::CONN_BYTES <= 72) };
+}

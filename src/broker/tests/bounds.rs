@@ -131,7 +131,7 @@ fn groups_of_one_filter_know_their_places() {
     for at in [0, 48, 20, 20, 3, 44, 0] {
         unsubscribe_all(&mut world, client, &[left.swap_remove(at)]);
         let broker = &world.brokers[0];
-        let groups = &broker.topic_tree.get("a").expect("a filter").groups;
+        let groups = broker.topic_tree.get("a").expect("a filter").groups();
         assert_eq!(groups.len(), left.len());
         for (at, group) in groups.iter().enumerate() {
             assert_eq!(broker.shared_subs.get(*group).at as usize, at);

@@ -114,6 +114,10 @@ pub struct Uring {
     spin: Spin,
 }
 
+/// What a connection takes in the backend, in bytes.
+#[cfg(test)]
+pub(crate) const CONN_BYTES: usize = Table::<Conn>::SLOT_BYTES;
+
 struct Conn {
     socket: OwnedFd,
     recv: Recv,
