@@ -200,7 +200,7 @@ impl Broker {
     /// What a publication's record is to survive; none if it has no record: nobody who outlives a
     /// restart wants it, and it is not retained (SHARDS.md J1).
     #[inline]
-    fn level_of(
+    pub(super) fn level_of(
         &self,
         conn: Option<ConnId>,
         route: &Route,
@@ -323,7 +323,7 @@ impl Broker {
     /// Records a publication, if [`Broker::level_of`] says so (SHARDS.md J1); the change that its
     /// answer waits for, if it waits. It comes from a client, under this packet id, or is its Will.
     #[inline]
-    fn record_publish(
+    pub(super) fn record_publish(
         &mut self,
         level: Level,
         publication: &mut Publication<'_>,
@@ -473,7 +473,7 @@ impl Broker {
     }
 
     /// The same for one with a record: its release is to be recorded, too.
-    fn hold_recorded(&mut self, key: SessionKey, id: PacketId) {
+    pub(super) fn hold_recorded(&mut self, key: SessionKey, id: PacketId) {
         if let Some(session) = self.sessions.get_mut(key) {
             session.inbound.get_or_insert_with(Box::default).hold(id, true);
         }

@@ -371,7 +371,11 @@ impl World {
     }
 
     /// The first that is of this kind; what stands before it is left.
-    fn take_first(&mut self, client: Client, is_it: impl Fn(&Got) -> bool) -> Option<Got> {
+    pub(crate) fn take_first(
+        &mut self,
+        client: Client,
+        is_it: impl Fn(&Got) -> bool,
+    ) -> Option<Got> {
         let link = &mut self.links[client.0];
         let mut at = 0;
         while let Some(len) = frame_len(&link.received[at..]).unwrap() {

@@ -57,6 +57,43 @@ fn answers_wait_for_their_commit_in_order() {
     assert_eq!(world.take_payloads(plain), ["3"]);
 }
 
+/// SHARDS.md J2: a QoS 2 message that nobody durable wants waits behind one that is being recorded (H7).
+/// Who subscribes meanwhile gets it, so it is recorded first: it comes again after a crash else.
+#[test]
+fn what_waits_is_recorded_if_somebody_durable_comes() {
+    let mut world = recording(1);
+    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(subscriber, "durable", QoS::ExactlyOnce);
+    let (publisher, _) = world.join(&stay(Version::V5, "p"));
+    world.commits = false;
+    world.publish(publisher, "durable", "1", QoS::ExactlyOnce, 1);
+    world.publish(publisher, "late", "2", QoS::ExactlyOnce, 2);
+    world.publish(publisher, "nobody", "3", QoS::ExactlyOnce, 3);
+    assert_eq!(published(&world).len(), 1);
+    let options = SubscriptionOptions::new(QoS::ExactlyOnce);
+    world.send(
+        subscriber,
+        &Packet::Subscribe(Subscribe {
+            packet_id: id(9),
+            subscription_id: None,
+            user_properties: UserProperties::default(),
+            filters: SubscribeFilters::new(&[SubscribeFilter { filter: "late", options }]),
+        }),
+    );
+    commit(&mut world);
+    assert_eq!(published(&world).len(), 2, "and not what nobody wants");
+    assert!(world.take_first(subscriber, |got| matches!(got, Got::SubAck(..))).is_some());
+    assert_eq!(world.take_payloads(subscriber), ["1", "2"]);
+    let reason = [ReasonCode::SUCCESS, ReasonCode::SUCCESS, ReasonCode::NO_MATCHING_SUBSCRIBERS];
+    let expected: Vec<Got> =
+        (1..=3).zip(reason).map(|(id, reason)| Got::PubRec(id, reason)).collect();
+    assert_eq!(world.take(publisher), expected);
+    // Its packet id is the journal's, too: its release is recorded.
+    world.send(publisher, &Packet::PubRel(ack(2)));
+    let is_released = |record: &Record| matches!(record, Record::Released { .. });
+    assert!(world.records.iter().any(is_released));
+}
+
 /// [MQTT-4.6.0-5], SHARDS.md H7: what a client's earlier connection has published and waits for its
 /// record is not overtaken by what its next one publishes for nobody durable. No other client waits.
 #[test]

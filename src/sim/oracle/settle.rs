@@ -135,6 +135,7 @@ impl Oracle {
                     if let Some(share) = &subscription.share
                         && self.must(*id, client, subscription)
                         && self.may_move_to(client)
+                        && !self.may_go_to_a_newcomer(message, subscription)
                     {
                         stable.insert(share);
                     }
@@ -169,6 +170,18 @@ impl Oracle {
     fn may_move_to(&self, client: usize) -> bool {
         let lasts = self.clients[client].least_expiry_secs > 0;
         lasts || !self.terms.evicts || self.shared_ends == 0
+    }
+
+    /// Whether a member that came later can have been picked for this message. What such a one has
+    /// on disk only is owed by the journal if its SUB stands before the message there, and gone else:
+    /// the broker does not know, and leaves it to the disk.
+    fn may_go_to_a_newcomer(&self, message: &Message, subscription: &Subscription) -> bool {
+        let came_later = |other: &Subscription| {
+            (&other.share, &other.filter) == (&subscription.share, &subscription.filter)
+                && other.held.is_none_or(|held| held >= message.sent)
+        };
+        let mut all = self.clients.iter().flat_map(|client| &client.session.subscriptions);
+        self.terms.evicts && all.any(came_later)
     }
 
     fn retained_topics(&self) -> BTreeSet<String> {
