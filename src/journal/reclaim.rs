@@ -49,6 +49,11 @@ pub(super) struct Cleaner {
     bad: Option<u64>,
     /// Where in the file the chunk begins.
     chunk_at: u64,
+    /// The segments up to this one are gone through now, each once.
+    round: Option<u64>,
+    /// What the last round has left, in bytes that nothing needs: more than that has to be there for
+    /// another, or the same records would be moved on for ever.
+    left: u64,
     /// The oldest is free when this commit is on disk.
     free_after: Option<(u64, u64)>,
     /// Free, until a commit on disk says so.
@@ -137,17 +142,35 @@ impl Log {
             self.total_live -= freed.as_ref().map_or(0, |segment| segment.live);
             self.cleaner.freed.extend(freed);
         }
-        let segment_bytes = self.segments.back().map_or(0, |segment| segment.bytes);
-        let bound = JOURNAL_DISK_FACTOR * self.live_bytes() + JOURNAL_DISK_SEGMENTS * segment_bytes;
         if self.cleaner.segment.is_none()
             && self.segments.len() > 1
             && self.segments[0].live > 0
-            && self.disk_bytes() > bound
+            && self.is_worth_emptying()
         {
             self.cleaner.segment = Some(self.segments[0].sequence);
             (self.cleaner.failures, self.cleaner.wait) = (0, Duration::ZERO);
             self.begin_again();
         }
+    }
+
+    /// Whether emptying the oldest segment may make the disk emptier.
+    fn is_worth_emptying(&mut self) -> bool {
+        let (oldest, last) = (self.oldest(), self.segments.back());
+        let (sequence, segment_bytes) = last.map_or((0, 0), |last| (last.sequence, last.bytes));
+        let useless = self.total_bytes.saturating_sub(self.total_live.max(0) as u64);
+        let cleaner = &mut self.cleaner;
+        if cleaner.round.take_if(|end| oldest > *end).is_some() {
+            cleaner.left = useless;
+        }
+        cleaner.left = cleaner.left.min(useless);
+        let is_more = useless >= cleaner.left + segment_bytes / 4;
+        let is_due = cleaner.round.is_some() || is_more;
+        let bound = JOURNAL_DISK_FACTOR * self.live_bytes() + JOURNAL_DISK_SEGMENTS * segment_bytes;
+        if !is_due || self.disk_bytes() <= bound {
+            return false;
+        }
+        self.cleaner.round.get_or_insert(sequence);
+        true
     }
 
     /// The oldest segment is read from its beginning.

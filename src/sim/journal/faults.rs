@@ -20,6 +20,7 @@ use crate::journal::read::{Answer, Question, Record as Read};
 use crate::journal::record::{Batch, Clocks};
 use crate::journal::recover::{Recovered, Report, recover};
 use crate::journal::scan::Store;
+use crate::limits::{JOURNAL_DISK_FACTOR, JOURNAL_DISK_SEGMENTS};
 
 const ORIGIN: ShardId = ShardId::new(0);
 
@@ -159,6 +160,37 @@ impl Host {
     fn restart(&self) -> (Vec<u64>, Report) {
         let Recovered { state, report, .. } = recover(&Folder(&self.disk), options(), 1).unwrap();
         (state.messages.iter().map(|message| message.id.sequence()).collect(), report)
+    }
+}
+
+/// What is needed fills no whole number of segments, and there are spares: emptying one only moves
+/// it on. That ends, and begins again when there is more to be won.
+#[test]
+fn emptying_ends_when_nothing_is_won() {
+    for kept in 1..12 {
+        let mut host = Host::new();
+        for round in 0..4 {
+            let first = round * 40 + 1;
+            (first..first + 40).for_each(|sequence| host.commit(&[publish(sequence, 3000)]));
+            let acks: Vec<Record> = (first + kept..first + 40).map(acked).collect();
+            host.commit(&acks);
+            if round % 2 == 1 {
+                // What was free is a spare, however much that is.
+                host.disk.kill();
+                let Recovered { log, .. } = recover(&Folder(&host.disk), options(), 1).unwrap();
+                (host.log, host.number) = (log, 0);
+                host.commit(&[acked(first + kept)]);
+            }
+            let turns = host.go(1000);
+            assert!(turns < 1000, "{kept} of {round}: {turns} turns");
+            // What is free is used again, or removed, when a commit says so.
+            (0..4).for_each(|_| host.commit(&[acked(first)]));
+            let some = (JOURNAL_DISK_SEGMENTS + 1) * 16 * 1024;
+            let bound = JOURNAL_DISK_FACTOR * host.log.live_bytes() + some;
+            assert!(host.log.disk_bytes() <= bound, "{kept}: {} of {bound}", host.log.disk_bytes());
+            let acks: Vec<Record> = (first..first + kept).map(acked).collect();
+            host.commit(&acks);
+        }
     }
 }
 
