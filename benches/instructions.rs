@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "its result")]
 
 mod clients;
+mod stored;
 
 use clients::{NOW, conn, connect};
 use noctule::broker::{Broker, Config, Frame, Step};
@@ -180,9 +181,18 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match &args[..] {
         [name, messages] => {
-            let case = CASES.iter().find(|case| case.0 == name.as_str()).expect("a case");
-            run(case, messages.parse().expect("a number of messages"));
+            let messages = messages.parse().expect("a number of messages");
+            match stored::CASES.iter().find(|case| case.name == name.as_str()) {
+                Some(case) => stored::run(case, messages),
+                None => {
+                    let case = CASES.iter().find(|case| case.0 == name.as_str());
+                    run(case.expect("a case"), messages);
+                }
+            }
         }
-        _ => CASES.iter().for_each(|case| println!("{}", case.0)),
+        _ => {
+            CASES.iter().for_each(|case| println!("{}", case.0));
+            stored::CASES.iter().for_each(|case| println!("{}", case.name));
+        }
     }
 }

@@ -224,8 +224,10 @@ pub const JOURNAL_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const JOURNAL_COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that a commit's buffer keeps for its next use.
 pub const JOURNAL_COMMIT_BYTES_KEPT: usize = 8 * 1024 * 1024;
-/// Bytes that the host keeps for its own shard's changes of the next tick.
-pub const JOURNAL_OWN_BYTES_KEPT: usize = 2 * 1024 * 1024;
+/// Longest topic whose receivers the journal's host remembers for the next message, in bytes.
+pub const JOURNAL_KNOWN_TOPIC: usize = 1024;
+/// Receivers of a topic that it remembers, at most.
+pub const JOURNAL_KNOWN_RECEIVERS: usize = 64;
 /// The journal's files take at most so many times what is needed of them, and so many segments.
 pub const JOURNAL_DISK_FACTOR: u64 = 2;
 /// See [`JOURNAL_DISK_FACTOR`].

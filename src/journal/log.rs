@@ -33,6 +33,7 @@ use super::read::Reader;
 use super::reclaim::Cleaner;
 use super::record::{self, Batch, Clocks, Entry};
 use super::wire::Numbers;
+use crate::broker::{Change, Level};
 use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::file::{BLOCK, BlockBuf, FileDone, FileId, FileOp};
@@ -223,6 +224,7 @@ pub struct Log {
     clocks: Clocks,
     scratch: Vec<u8>,
     numbers: Vec<u8>,
+    lists: Vec<u8>,
     pub(super) counters: LogCounters,
     /// Longest time that a commit took.
     slowest: Duration,
@@ -269,6 +271,7 @@ impl Log {
             clocks: Clocks::default(),
             scratch: Vec::new(),
             numbers: Vec::new(),
+            lists: Vec::new(),
             counters: LogCounters::default(),
             slowest: Duration::ZERO,
             last_error: None,
@@ -284,14 +287,22 @@ impl Log {
         // Of a batch in several commits the last says how far it goes.
         self.gather.sync |= batch.sync;
         for body in batch.bodies() {
-            self.take(origin, body);
+            let (_, entry) = record::decode(body).expect("invariant: shards encode records");
+            self.take(origin, &entry, Some(body));
         }
         self.gather.sync |= batch.sync;
-        match self.gather.ends.iter_mut().find(|(other, _)| *other == origin) {
-            Some((_, last)) => *last = batch.last(),
-            None => self.gather.ends.push((origin, batch.last())),
-        }
+        self.gather.reach(origin, batch.last());
         self.account();
+    }
+
+    /// Takes the next change of the shard that the log is on: it does not travel, and is written
+    /// where it is to stand.
+    pub fn append_own(&mut self, origin: ShardId, change: &Change, clocks: Clocks) {
+        let mut lists = std::mem::take(&mut self.lists);
+        self.take(origin, &Entry::of(&change.record, clocks, &mut lists), None);
+        self.lists = lists;
+        self.gather.sync |= change.level == Level::Power;
+        self.gather.reach(origin, change.number);
     }
 
     /// The number of this shard's last change that is committed.
@@ -419,21 +430,26 @@ impl Log {
 
     // ---- gathering ----
 
-    /// Takes one record: adds to it what the host knows.
-    fn take(&mut self, origin: ShardId, body: &[u8]) {
-        let (_, entry) = record::decode(body).expect("invariant: shards encode records");
-        match entry {
-            Entry::Publish(publish) => {
-                self.fold.resolve(&publish);
+    /// Takes one record: adds to it what the host knows. It is encoded already, in `body`, or is to
+    /// be.
+    fn take(&mut self, origin: ShardId, entry: &Entry<'_>, body: Option<&[u8]>) {
+        let write = |out: &mut Vec<u8>| match body {
+            Some(body) => out.extend_from_slice(body),
+            None => record::encode(out, origin, entry),
+        };
+        let len = body.map_or_else(|| record::len_hint(entry), <[u8]>::len);
+        match *entry {
+            Entry::Publish(ref publish) => {
+                self.fold.resolve(publish);
                 let mut receivers = std::mem::take(&mut self.scratch);
                 receivers.clear();
                 self.fold.put_receivers(&mut receivers);
-                let at = self.write(body.len() + receivers.len(), |out| {
-                    out.extend_from_slice(body);
+                let at = self.write(len + receivers.len(), |out| {
+                    write(out);
                     out.extend_from_slice(&receivers);
                 });
                 self.scratch = receivers;
-                self.fold.publish(at, &publish);
+                self.fold.publish(at, publish);
             }
             Entry::Session { client_id, expiry_secs, offline_since, .. } => {
                 let number = self.fold.number_of(client_id);
@@ -443,12 +459,12 @@ impl Log {
                 if let Some((group, number)) = self.fold.new_group(filter, options) {
                     self.put(origin, &Entry::Group { group, number });
                 }
-                let at = self.write(body.len(), |out| out.extend_from_slice(body));
-                self.fold.apply(at, &entry);
+                let at = self.write(len, write);
+                self.fold.apply(at, entry);
             }
             Entry::Unsubscribe { client_id, filter, seen } => {
                 let ended = self.fold.ended_by_unsubscribe(client_id, filter, seen);
-                self.put(origin, &entry);
+                self.put(origin, entry);
                 let mut numbers = std::mem::take(&mut self.numbers);
                 for some in ended.chunks(JOURNAL_ENDED_PER_RECORD) {
                     numbers.clear();
@@ -457,9 +473,9 @@ impl Log {
                 }
                 self.numbers = numbers;
             }
-            entry => {
-                let at = self.write(body.len(), |out| out.extend_from_slice(body));
-                self.fold.apply(at, &entry);
+            _ => {
+                let at = self.write(len, write);
+                self.fold.apply(at, entry);
             }
         }
     }

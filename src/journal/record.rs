@@ -458,6 +458,19 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// About how many bytes a body takes.
+pub(super) const fn len_hint(entry: &Entry<'_>) -> usize {
+    const REST: usize = 256;
+    match entry {
+        Entry::Publish(publish) => {
+            let text = publish.publisher.len() + publish.topic.len();
+            text + publish.forwarded.len() + publish.payload.len() + REST
+        }
+        Entry::WillSet(will) => will.topic.len() + will.forwarded.len() + will.payload.len() + REST,
+        _ => REST,
+    }
+}
+
 /// Appends a body.
 pub fn encode(out: &mut Vec<u8>, origin: ShardId, entry: &Entry<'_>) {
     let origin = origin.index() as u8;

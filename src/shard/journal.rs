@@ -1,9 +1,10 @@
 //! From the broker's changes to their commit.
 //!
-//! There is one journal, and one shard hosts it ([`HOST`]). Each shard encodes its changes at the
-//! end of its tick; those of other shards travel in their lane to the host, and how far their
-//! commits have come travels back: cumulatively, once per tick and lane (SHARDS.md section 5). What
-//! is open is bounded where it is asked (L4), so taking changes from a lane never has to wait.
+//! There is one journal, and one shard hosts it ([`HOST`]). At the end of a tick the host gives it
+//! its own changes as they are; each other shard encodes its own, which travel in their lane to the
+//! host, and how far their commits have come travels back: cumulatively, once per tick and lane
+//! (SHARDS.md section 5). What is open is bounded where it is asked (L4), so taking changes from a
+//! lane never has to wait.
 //!
 //! Invariants: a shard's changes reach the log in their order; a broker hears of a commit only when
 //! the log says so; what a client is told follows from that alone.
@@ -14,7 +15,7 @@ use serde::Serialize;
 use super::Shard;
 use super::lanes::Parcel;
 use crate::broker::evict::{Found, ReadBack};
-use crate::broker::{Change, Outputs, QoS, Record};
+use crate::broker::{Change, Content, Outputs, QoS, Record};
 use crate::clock::Time;
 use crate::ids::ShardId;
 use crate::io::Backend;
@@ -23,7 +24,7 @@ use crate::io::tap::{Passed, Tap};
 use crate::journal::log;
 use crate::journal::read::{self, Answer, Question};
 use crate::journal::record::{Batch, Clocks, Entry, decode};
-use crate::limits::{CONTENTS_KEPT, JOURNAL_OWN_BYTES_KEPT, SHARDS_MAX};
+use crate::limits::{CONTENTS_KEPT, SHARDS_MAX};
 
 /// The shard that hosts the journal.
 pub(super) const HOST: ShardId = ShardId::new(0);
@@ -148,6 +149,14 @@ impl Log {
         }
     }
 
+    /// The same with a change of the host's own, which does not travel.
+    fn append_own(&mut self, me: ShardId, change: &Change, clocks: Clocks) {
+        match self {
+            Self::Memory(memory) => memory.appended[me.index()] = change.number,
+            Self::Disk(disk) => disk.log.append_own(me, change, clocks),
+        }
+    }
+
     /// Work that has come meanwhile is to be begun.
     fn set_clocks(&mut self, clocks: Clocks) {
         match self {
@@ -228,8 +237,6 @@ pub(super) struct Journaling {
     to: Journal,
     /// The same moment on both clocks.
     clocks: Clocks,
-    /// The host's own changes.
-    own: Batch,
     /// Per shard, how much of its changes the host has told it to be committed.
     told: [u64; SHARDS_MAX],
     /// What the host has told everybody of the disk.
@@ -238,8 +245,7 @@ pub(super) struct Journaling {
 
 impl Journaling {
     pub(super) fn new(to: Journal, clocks: Clocks) -> Self {
-        let own = Batch::default();
-        Self { to, clocks, own, told: [0; SHARDS_MAX], told_down: false }
+        Self { to, clocks, told: [0; SHARDS_MAX], told_down: false }
     }
 
     /// When the log has something to do although nothing happens.
@@ -341,7 +347,7 @@ impl<B: Backend> Shard<B> {
 
     /// Hands the journal what must last, and the broker what lasts.
     pub(super) fn commit(&mut self) {
-        let Journaling { to, clocks, own, .. } = &mut self.journaling;
+        let Journaling { to, clocks, .. } = &mut self.journaling;
         let out = &mut self.broker.out;
         match to {
             Journal::Nowhere => {
@@ -357,12 +363,11 @@ impl<B: Backend> Shard<B> {
                 parcel.reads.append(&mut out.reads);
             }
             Journal::Host(log) => {
-                encode(self.id, out, *clocks, own);
                 let unix_ms = clocks.unix_ms_of(self.now);
                 log.set_clocks(Clocks { monotonic: self.now, unix_ms });
-                if !own.is_empty() {
-                    log.append(self.id, own);
-                    own.clear(JOURNAL_OWN_BYTES_KEPT);
+                for change in out.changes.drain(..) {
+                    log.append_own(self.id, &change, *clocks);
+                    take_back(&mut out.contents, change);
                 }
                 log.ask(self.id, self.broker.out.reads.drain(..));
                 while let Some(op) = log.next_op(self.now) {
@@ -461,14 +466,19 @@ fn found(record: read::Record<'_>, clocks: Clocks) -> Found<'_> {
 }
 
 fn encode(me: ShardId, out: &mut Outputs, clocks: Clocks, batch: &mut Batch) {
-    for Change { number, record, level } in out.changes.drain(..) {
-        batch.push(me, number, &record, clocks);
-        batch.sync |= level == crate::broker::Level::Power;
-        if let Record::Publish { mut content, .. } = record
-            && out.contents.len() < CONTENTS_KEPT
-        {
-            content.clear();
-            out.contents.push(content);
-        }
+    for change in out.changes.drain(..) {
+        batch.push(me, change.number, &change.record, clocks);
+        batch.sync |= change.level == crate::broker::Level::Power;
+        take_back(&mut out.contents, change);
+    }
+}
+
+/// A change is encoded: what it consisted of is used again.
+fn take_back(contents: &mut Vec<Content>, change: Change) {
+    if let Record::Publish { mut content, .. } = change.record
+        && contents.len() < CONTENTS_KEPT
+    {
+        content.clear();
+        contents.push(content);
     }
 }

@@ -21,6 +21,7 @@
 
 pub mod copies;
 pub mod export;
+mod known;
 mod messages;
 mod queue;
 mod sessions;
@@ -40,6 +41,7 @@ use crate::limits::{
     JOURNAL_COMMIT_BYTES, JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP, JOURNAL_UNSUBSCRIBE_LOOKS,
     SHARDS_MAX,
 };
+use known::Known;
 pub use messages::At;
 use messages::{Message, Messages, Owed, Receivers};
 use queue::Queue;
@@ -76,6 +78,9 @@ pub struct Fold {
     ending: Vec<(u32, bool, Queue)>,
     /// The receivers of the message at hand.
     resolved: Vec<Owed>,
+    known: Known,
+    /// Goes up with whatever may change who is owed a message.
+    generation: u64,
     candidates: Vec<Candidate>,
     /// Bytes of records that are live from now on, or no longer: the commit, and how many.
     pub(super) live: Vec<(u64, i64)>,
@@ -166,6 +171,8 @@ impl Fold {
             early_assigns: BTreeMap::new(),
             ending: Vec::new(),
             resolved: Vec::new(),
+            known: Known::default(),
+            generation: 1,
             candidates: Vec::new(),
             live: Vec::new(),
             last_sequence: 0,
@@ -231,6 +238,7 @@ impl Fold {
     /// Takes a record as it stands on disk, with all that the host has added to it.
     pub fn apply(&mut self, at: At, entry: &Entry<'_>) {
         self.mention(entry);
+        self.generation += u64::from(known::is_changed_by(entry));
         match entry {
             Entry::Publish(publish) if publish.is_copy => self.copied(at, publish),
             Entry::Publish(publish) => {
@@ -302,8 +310,12 @@ impl Fold {
             _ => None,
         };
         if let Some(name) = name {
-            self.last_sequence = self.last_sequence.max(sequence_of(name));
+            self.mention_message(name);
         }
+    }
+
+    fn mention_message(&mut self, name: u64) {
+        self.last_sequence = self.last_sequence.max(sequence_of(name));
     }
 
     fn slot(&mut self, client_id: &str) -> Option<u32> {
@@ -315,12 +327,20 @@ impl Fold {
     // ---- live records ----
 
     fn came(&mut self, at: At) {
-        self.live.push((at.commit, i64::from(at.len)));
+        self.add_live(at.commit, i64::from(at.len));
     }
 
     fn gone(&mut self, at: Option<At>) {
         if let Some(at) = at {
-            self.live.push((at.commit, -i64::from(at.len)));
+            self.add_live(at.commit, -i64::from(at.len));
+        }
+    }
+
+    /// Mostly of the same commit as the one before.
+    fn add_live(&mut self, commit: u64, bytes: i64) {
+        match self.live.last_mut() {
+            Some((last, sum)) if *last == commit => *sum += bytes,
+            _ => self.live.push((commit, bytes)),
         }
     }
 
@@ -331,17 +351,16 @@ impl Fold {
 
     // ---- messages ----
 
-    /// Finds to whom a message is owed; the host's part, before it writes the PUB.
-    pub(super) fn resolve(&mut self, publish: &Publish<'_>) {
-        self.resolved.clear();
-        if publish.qos == 0 {
-            return;
-        }
-        let Self { candidates, sessions, plain, .. } = self;
+    /// Finds among all subscriptions to whom a message is owed. Whether it is the same for every later
+    /// message of its topic, QoS and retain flag.
+    fn find_receivers(&mut self, publish: &Publish<'_>) -> bool {
+        let mut is_general = true;
+        let Self { candidates, sessions, plain, last_pub, .. } = self;
         candidates.clear();
         let (name, is_at_once) = (publish.message, publish.qos == 1);
         plain.visit_matches(publish.topic, |_, subs| {
             for sub in subs.iter() {
+                is_general &= sub.options & NO_LOCAL == 0 && !sub.waits(last_pub);
                 let is_own = sub.options & NO_LOCAL != 0
                     && *sessions[sub.session as usize].client_id == *publish.publisher;
                 if sub.is_kept() && !is_own && !(is_at_once && sub.had(name)) {
@@ -371,11 +390,12 @@ impl Fold {
             owed.set_ids(same.iter().map(|c| c.subscription_id).filter(|id| *id != 0));
             self.resolved.push(owed);
         }
-        let Self { resolved, groups, shared, .. } = self;
+        let Self { resolved, groups, shared, last_pub, .. } = self;
         shared.visit_matches(publish.topic, |_, slots| {
             for slot in slots {
                 let members = &groups[*slot as usize].members;
                 let granted = members.granted();
+                is_general &= !members.iter().any(|member| member.waits(last_pub));
                 let mut kept = members.iter().filter(|member| member.is_kept());
                 if granted > 0 && kept.any(|member| !(is_at_once && member.had(name))) {
                     resolved.push(Owed {
@@ -391,14 +411,7 @@ impl Fold {
                 }
             }
         });
-        if let Some(done) = self.early[origin_of(name)].get(&name) {
-            self.resolved.retain(|owed| !done.contains(&(owed.holder, owed.is_group)));
-        }
-    }
-
-    /// Appends what [`Fold::resolve`] has found to a body.
-    pub(super) fn put_receivers(&self, out: &mut Vec<u8>) {
-        put_receivers(&self.resolved, &self.sessions, &self.groups, out);
+        is_general
     }
 
     fn resolve_written(&mut self, publish: &Publish<'_>) {
@@ -426,9 +439,13 @@ impl Fold {
 
     /// A PUB whose receivers are resolved.
     pub(super) fn publish(&mut self, at: At, publish: &Publish<'_>) {
-        self.mention(&Entry::Publish(*publish));
         let (name, origin) = (publish.message, origin_of(publish.message));
-        self.last_pub[origin] = self.last_pub[origin].max(sequence_of(name));
+        self.mention_message(name);
+        // Names of one origin ascend: one above the last is not here yet.
+        let is_new = sequence_of(name) > self.last_pub[origin];
+        if is_new {
+            self.last_pub[origin] = sequence_of(name);
+        }
         if publish.is_will {
             self.drop_will(publish.publisher);
         }
@@ -436,7 +453,9 @@ impl Fold {
             let packet_id = publish.packet_id.unwrap_or(0);
             self.hold_packet_id(at, publish.publisher, packet_id, name);
         }
-        self.insert(at, publish);
+        if is_new || self.messages.get(name).is_none() {
+            self.insert(at, publish);
+        }
         self.forget_early(name);
         self.forget_seen(origin);
         if publish.retain {
@@ -445,11 +464,9 @@ impl Fold {
         }
     }
 
+    /// Takes in one that is not here.
     fn insert(&mut self, at: At, publish: &Publish<'_>) {
         let name = publish.message;
-        if self.messages.get(name).is_some() {
-            return;
-        }
         if !self.early_assigns.is_empty() {
             self.hold_for_early(name);
         }

@@ -160,6 +160,7 @@ impl Fold {
 
     /// What was expected and did not come is not there.
     pub(in crate::journal) fn confirm(&mut self) {
+        self.generation += 1;
         let missing = self.sessions.iter().filter(|(_, session)| session.at == At::default());
         let missing: Vec<Box<str>> = missing.map(|(_, s)| s.client_id.clone()).collect();
         missing.iter().for_each(|client_id| self.end_session(client_id));

@@ -27,6 +27,11 @@ impl Sub {
         self.options & QOS_BITS > 0
     }
 
+    /// Whether a message may still come that it has had; `last_pub` has the last PUB of each origin.
+    pub(crate) fn waits(&self, last_pub: &[u64]) -> bool {
+        self.seen.iter().any(|name| sequence_of(*name) > last_pub[origin_of(*name)])
+    }
+
     /// Whether this QoS 1 message came to its home before it was to be owed.
     pub(crate) fn had(&self, name: u64) -> bool {
         let covers = |last: &u64| {

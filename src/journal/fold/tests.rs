@@ -314,3 +314,70 @@ fn what_is_early_waits_for_its_origin() {
     }
     assert_eq!(host.fold.counts.early_forgotten, 1);
 }
+
+/// Who is owed a topic is remembered for its next message, and found anew when that may have changed:
+/// by a subscription, an end of one, a session, a group, another QoS; and never kept where it depends on
+/// the publisher.
+#[test]
+fn what_is_remembered_of_a_topic_is_true() {
+    let mut host = Host::new();
+    let holders = |host: &mut Host, publisher: &'static str, qos: u8| {
+        host.commit += 1;
+        let sequence = host.commit;
+        let publish = Publish { publisher, ..publish(sequence, qos) };
+        host.fold.resolve(&publish);
+        let mut written = Vec::new();
+        host.fold.put_receivers(&mut written);
+        host.fold.publish(at(host.commit), &publish);
+        let receivers = Receivers::parse(&written).expect("written above");
+        assert!(receivers.iter().all(|receiver| receiver.qos <= qos));
+        let all = host.owed().into_iter();
+        let mut all: Vec<String> =
+            all.filter(|(of, _)| *of == sequence).map(|(_, holder)| holder).collect();
+        assert_eq!(all.len(), receivers.iter().count(), "written is what is owed");
+        all.sort();
+        all.join(" ")
+    };
+    let check = |host: &mut Host, expected: &str| {
+        for qos in [1, 1, 2, 2] {
+            assert_eq!(holders(host, "p", qos), expected);
+        }
+        assert_eq!(holders(host, "p", 0), "");
+    };
+    host.session("a", 1);
+    host.session("b", 2);
+    check(&mut host, "");
+    host.subscribe("a", "t", 1, &[]);
+    check(&mut host, "a");
+    host.subscribe("b", "#", 2, &[]);
+    check(&mut host, "a b");
+    host.subscribe("b", "$share/g/t", 1, &[]);
+    check(&mut host, "a b g/t");
+    host.unsubscribe("b", "#");
+    check(&mut host, "a g/t");
+    host.apply(&Entry::SessionEnded { client_id: "b" });
+    check(&mut host, "a");
+    // No Local: what counts is who publishes.
+    host.subscribe("a", "t", 1 | 1 << 2, &[]);
+    for (publisher, expected) in [("p", "a"), ("a", ""), ("p", "a"), ("a", "")] {
+        assert_eq!(holders(&mut host, publisher, 1), expected);
+    }
+}
+
+/// What has an end before its PUB is not owed it, whatever is remembered of its topic.
+#[test]
+fn what_is_early_is_not_remembered() {
+    let mut host = Host::new();
+    host.session("c", 1);
+    host.subscribe("c", "t", 1, &[]);
+    host.publish(1);
+    host.apply(&Entry::Acked { client_id: "c", message: 2 << 8 });
+    let of_second = publish(2, 1);
+    host.fold.resolve(&of_second);
+    let mut written = Vec::new();
+    host.fold.put_receivers(&mut written);
+    assert!(written.is_empty(), "it is done with");
+    host.publish(2);
+    host.publish(3);
+    assert_eq!(host.owed(), [(1, "c".to_owned()), (3, "c".to_owned())]);
+}

@@ -58,6 +58,14 @@ impl Commit {
         commit.close()
     }
 
+    /// It has the changes of this shard up to this one.
+    pub(super) fn reach(&mut self, origin: ShardId, number: u64) {
+        match self.ends.iter_mut().find(|(other, _)| *other == origin) {
+            Some((_, last)) => *last = number,
+            None => self.ends.push((origin, number)),
+        }
+    }
+
     /// No more comes: fills up the last block.
     pub(super) fn close(mut self) -> Self {
         self.end = self.buf.len();
