@@ -22,6 +22,8 @@
 //!   to free a segment keeps its place.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::codec::mqtt::{QoS, SubscriptionOptions};
@@ -51,9 +53,9 @@ pub struct DurableMessage {
     /// Its name.
     pub id: MessageId,
     /// The publisher's client id.
-    pub publisher: Box<str>,
+    pub publisher: Arc<str>,
     /// Topic Name.
-    pub topic: Box<str>,
+    pub topic: Arc<str>,
     /// Properties as `append_forwarded` wrote them.
     pub forwarded: Box<[u8]>,
     /// The payload.
@@ -203,6 +205,7 @@ impl DurableState {
         let held: Vec<Vec<u32>> = parts.iter().map(Self::held).collect();
         let mut holders = vec![0_u32; self.messages.len()];
         held.iter().flatten().for_each(|place| holders[*place as usize] += 1);
+        let mut place_in_part = vec![0_u32; self.messages.len()];
         let mut messages: Vec<_> = self.messages.into_iter().map(Some).collect();
         for (part, held) in parts.iter_mut().zip(held) {
             part.messages.reserve_exact(held.len());
@@ -213,9 +216,14 @@ impl DurableState {
                 let message = if *left == 0 { message.take() } else { message.clone() };
                 part.messages.push(message.expect("invariant: taken by its last holder"));
             }
+            // What another part has left there is not asked for: this one names what it holds.
+            for (index, place) in held.iter().enumerate() {
+                place_in_part[*place as usize] = index as u32;
+            }
             part.renumber(|place| {
-                let found = held.binary_search(&place).expect("invariant: it is held here");
-                found as u32
+                let new = place_in_part[place as usize];
+                debug_assert_eq!(held.get(new as usize), Some(&place), "invariant: held here");
+                new
             });
         }
         parts

@@ -337,7 +337,7 @@ fn export(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
         writeln!(out, "{}", exported_session(session))?;
     }
     for place in &state.retained {
-        let topic = &state.messages[*place as usize].topic;
+        let topic = &*state.messages[*place as usize].topic;
         writeln!(out, "{}", json!({ "retained": topic, "message": place }))?;
     }
     for group in &state.groups {
@@ -348,8 +348,8 @@ fn export(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
 
 fn exported_message(index: usize, message: &DurableMessage) -> Value {
     json!({
-        "message": index, "id": message_name(message.id.order()), "publisher": message.publisher,
-        "topic": message.topic, "qos": message.qos as u8, "retain": message.retain,
+        "message": index, "id": message_name(message.id.order()), "publisher": &*message.publisher,
+        "topic": &*message.topic, "qos": message.qos as u8, "retain": message.retain,
         "deadline_ms": message.deadline_ms,
         "properties_base64": BASE64.encode(&message.forwarded),
         "payload_base64": BASE64.encode(&message.payload),

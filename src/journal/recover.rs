@@ -76,6 +76,10 @@ impl Report {
         self.quarantined == 0 && self.missing_commits == 0 && self.unreadable == 0
     }
 
+    const fn is_damaged(&self) -> bool {
+        self.quarantined > 0 || self.missing_commits > 0
+    }
+
     fn damaged(&mut self, text: impl FnOnce() -> String) {
         if self.damage.len() < JOURNAL_DAMAGE_REPORTED {
             self.damage.push(text());
@@ -160,27 +164,7 @@ pub fn recover_some(
     most: u64,
 ) -> Result<Recovered, RecoverError> {
     let found = find(store, &options)?;
-    let mut reading = Reading {
-        store,
-        fold: Fold::replaying(seed),
-        report: Report::default(),
-        segments: Vec::new(),
-        last_commit: 0,
-        place: 0,
-        pending: None,
-        tail: None,
-        tail_records: Vec::new(),
-        tail_numbers_from: 0,
-        tail_live: 0,
-    };
-    // Of the size of a segment: made once.
-    let mut bytes = Vec::new();
-    reading.expect(&found.needed, &mut bytes)?;
-    for segment in &found.needed {
-        reading.read_segment(segment, &mut bytes)?;
-    }
-    drop(bytes);
-    reading.finish();
+    let reading = Reading::all(store, seed, &found.needed)?;
     let numbers_from = reading.tail_numbers_from;
     let Reading { fold, mut report, mut segments, last_commit, place, tail, tail_live, .. } =
         reading;
@@ -379,6 +363,9 @@ impl Existence {
     }
 }
 
+/// The first that a log has.
+const FIRST_SEGMENT: u64 = 1;
+
 /// More commits than a log has in its life.
 const COMMITS_MAX: u64 = 1 << 56;
 
@@ -422,13 +409,61 @@ struct Reading<'a> {
     tail_live: i64,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    /// Reads these segments.
+    fn all(store: &'a dyn Store, seed: u64, needed: &[Found]) -> Result<Self, RecoverError> {
+        // Of the size of a segment: made once.
+        let mut bytes = Vec::new();
+        // Nothing was freed yet: what there is stands in its order, and one look is enough. Unless
+        // something of it is damaged: what is said twice may stand further on.
+        if needed.first().is_some_and(|first| first.sequence == FIRST_SEGMENT) {
+            let reading = Self::new(store, seed).read(needed, &mut bytes)?;
+            if !reading.report.is_damaged() {
+                return Ok(reading);
+            }
+        }
+        let mut reading = Self::new(store, seed);
+        reading.expect(needed, &mut bytes)?;
+        reading.read(needed, &mut bytes)
+    }
+
+    fn new(store: &'a dyn Store, seed: u64) -> Self {
+        Self {
+            store,
+            fold: Fold::replaying(seed),
+            report: Report::default(),
+            segments: Vec::new(),
+            last_commit: 0,
+            place: 0,
+            pending: None,
+            tail: None,
+            tail_records: Vec::new(),
+            tail_numbers_from: 0,
+            tail_live: 0,
+        }
+    }
+
+    fn read(mut self, needed: &[Found], bytes: &mut Vec<u8>) -> Result<Self, RecoverError> {
+        for (index, segment) in needed.iter().enumerate() {
+            // While this one is looked through, the disk gets the next.
+            if let Some(next) = needed.get(index + 1) {
+                self.store.prefetch(next.file);
+            }
+            self.read_segment(segment, bytes)?;
+        }
+        self.finish();
+        Ok(self)
+    }
+
     /// Freeing segments copies the record of a session behind others of that session: what stands
     /// first of it says, by its number, whether it was there from the beginning of what is left.
     fn expect(&mut self, needed: &[Found], bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
         let mut by_commit: BTreeMap<u64, (bool, Vec<Existence>)> = BTreeMap::new();
         let mut last = 0;
-        for found in needed {
+        for (index, found) in needed.iter().enumerate() {
+            if let Some(next) = needed.get(index + 1) {
+                self.store.prefetch(next.file);
+            }
             read_some(self.store, found.file, found.bytes, bytes)?;
             let before = found.header.map(|header| header.next_number);
             for (_, frame, records) in Frames::new(bytes, found.sequence) {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Advice;
 use rustix::io::Errno;
 
 use super::fold::At;
@@ -32,6 +33,9 @@ pub trait Store {
     /// # Errors
     /// When it cannot be read.
     fn read(&self, file: u32, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()>;
+
+    /// It will be read soon, from its beginning to its end.
+    fn prefetch(&self, _file: u32) {}
 
     /// How to call a file in a message.
     fn name(&self, file: u32) -> String;
@@ -68,6 +72,13 @@ impl Store for Directory {
         }
         into.truncate(read);
         Ok(())
+    }
+
+    fn prefetch(&self, file: u32) {
+        if let Ok(file) = File::open(segment::path(&self.0, file)) {
+            // Without it reading takes longer, and that is all.
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
+        }
     }
 
     fn name(&self, file: u32) -> String {

@@ -3,8 +3,9 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use foldhash::fast::FixedState;
 
 use super::messages::{Message, Owed};
@@ -17,6 +18,7 @@ use crate::broker::durable::{
     DurableSession, DurableState, DurableSubscription, DurableWill, PacketId,
 };
 use crate::journal::record::{Entry, Publish, Will, decode, message_of};
+use crate::limits::SHARE_PAYLOAD_FROM;
 
 /// Reads a record's body from where it lies.
 pub(in crate::journal) trait Bodies {
@@ -110,11 +112,15 @@ impl Fold {
         if most == u64::MAX {
             return u64::MAX;
         }
-        let mut names: Vec<u64> = self.messages.iter().map(|(name, _)| name).collect();
-        names.sort_unstable();
+        let len = |message: &Message| u64::from(message.at.len);
+        if self.messages.iter().map(|(_, message)| len(message)).sum::<u64>() <= most {
+            return u64::MAX;
+        }
+        let mut all: Vec<(u64, u64)> =
+            self.messages.in_order().map(|(name, message)| (name, len(message))).collect();
+        all.sort();
         let (mut last, mut left) = (0, most);
-        for name in names {
-            let len = self.messages.get(name).map_or(0, |message| u64::from(message.at.len));
+        for (name, len) in all {
             if len > left {
                 break;
             }
@@ -129,17 +135,19 @@ impl Fold {
                 || message.is_retained
                 || message.receivers.iter().any(|owed| owed.is_assigned)
         };
-        let read = self.messages.iter().filter(|(name, message)| is_read(*name, message));
+        let read = self.messages.in_order().filter(|(name, message)| is_read(*name, message));
         let mut all: Vec<At> = read.map(|(_, message)| message.at).collect();
-        all.sort_unstable_by_key(|at| (at.commit, at.offset));
+        // Mostly in order already, and then this takes no time.
+        all.sort_by_key(|at| (at.commit, at.offset));
         let mut messages = Vec::with_capacity(all.len());
+        let mut taking = Taking::default();
         for at in all {
             let Some(body) = bodies.body(at) else { continue };
             if let Ok((_, Entry::Publish(publish))) = decode(body) {
-                messages.extend(durable_message(&publish));
+                messages.extend(taking.message(&publish));
             }
         }
-        messages.sort_unstable_by_key(|message| message.id.order());
+        messages.sort_by_key(|message: &DurableMessage| message.id.order());
         messages
     }
 
@@ -264,17 +272,50 @@ fn export_exchanges(session: &Session, places: &Places) -> Vec<DurableExchange> 
     all.into_iter().filter_map(durable).collect()
 }
 
-pub(in crate::journal) fn durable_message(publish: &Publish<'_>) -> Option<DurableMessage> {
-    Some(DurableMessage {
-        id: message_of(publish.message)?,
-        publisher: publish.publisher.into(),
-        topic: publish.topic.into(),
-        forwarded: publish.forwarded.into(),
-        payload: Bytes::copy_from_slice(publish.payload),
-        qos: qos(publish.qos),
-        retain: publish.retain,
-        deadline_ms: publish.deadline,
-    })
+/// Takes messages out of records, without an allocation for each: texts are mostly those of the one
+/// before, and small payloads stand together.
+#[derive(Default)]
+struct Taking {
+    publisher: Arc<str>,
+    topic: Arc<str>,
+    payloads: BytesMut,
+}
+
+/// Bytes of payloads that stand together.
+const PAYLOADS: usize = 64 * 1024;
+
+impl Taking {
+    fn message(&mut self, publish: &Publish<'_>) -> Option<DurableMessage> {
+        Some(DurableMessage {
+            id: message_of(publish.message)?,
+            publisher: same_or_new(&mut self.publisher, publish.publisher),
+            topic: same_or_new(&mut self.topic, publish.topic),
+            forwarded: publish.forwarded.into(),
+            payload: self.payload(publish.payload),
+            qos: qos(publish.qos),
+            retain: publish.retain,
+            deadline_ms: publish.deadline,
+        })
+    }
+
+    /// One that will be shared stands alone: it would keep its neighbours.
+    fn payload(&mut self, payload: &[u8]) -> Bytes {
+        if payload.len() >= SHARE_PAYLOAD_FROM {
+            return Bytes::copy_from_slice(payload);
+        }
+        if self.payloads.capacity() < payload.len() {
+            self.payloads = BytesMut::with_capacity(PAYLOADS.max(payload.len()));
+        }
+        self.payloads.extend_from_slice(payload);
+        self.payloads.split().freeze()
+    }
+}
+
+fn same_or_new(last: &mut Arc<str>, text: &str) -> Arc<str> {
+    if **last != *text {
+        *last = text.into();
+    }
+    last.clone()
 }
 
 fn durable_will(will: &Will<'_>) -> DurableWill {

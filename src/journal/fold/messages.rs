@@ -394,6 +394,19 @@ impl Messages {
         })
     }
 
+    /// All of them, those of one origin in the order of their names.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (u64, &Message)> {
+        let mut pages: Vec<(u64, &Page)> =
+            self.parts.iter().flatten().map(|(key, page)| (*key, &**page)).collect();
+        pages.sort_unstable_by_key(|(key, _)| *key);
+        pages.into_iter().flat_map(move |(key, page)| {
+            let slots = page.slots.iter().enumerate().filter(|(_, slot)| **slot != NO_SLOT);
+            slots.filter_map(move |(index, slot)| {
+                Some((name_at(key, index), self.at(*slot as usize)?))
+            })
+        })
+    }
+
     /// Bytes of memory, without lists of many receivers.
     pub(crate) fn bytes(&self) -> usize {
         let map = self.parts.iter().map(|part| part.capacity() * 17).sum::<usize>();
