@@ -8,6 +8,9 @@ use super::{At, FilterId, Fold, QOS_BITS, Queue, origin_of, sequence_of};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_ENDING_STEP, TOPIC_LEVELS_MAX};
 
+/// No number that a host gives.
+const NO_NUMBER: u64 = 0;
+
 /// One session.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -138,8 +141,7 @@ impl Fold {
         };
         let slot = self.sessions.insert(session) as u32;
         self.clients.insert(client_id.into(), slot);
-        self.numbers.insert(number, (slot, false));
-        self.next_number = self.next_number.max(number.saturating_add(1));
+        self.give_number(number, slot, false);
         self.came(at);
     }
 
@@ -175,6 +177,14 @@ impl Fold {
         self.is_replaying = false;
         for slot in self.group_keys.values().copied().collect::<Vec<u32>>() {
             self.end_if_over(slot);
+        }
+        for slot in self.group_keys.values().copied().collect::<Vec<u32>>() {
+            // Its GROUP record cannot be read.
+            if self.groups[slot as usize].number == NO_NUMBER {
+                let number = self.next_number;
+                self.groups[slot as usize].number = number;
+                self.give_number(number, slot, true);
+            }
         }
         while self.take_apart(usize::MAX) {}
     }
@@ -339,8 +349,17 @@ impl Fold {
         if let Some(slot) = self.group_keys.get(key) {
             return *slot;
         }
-        let number = self.next_number;
+        // A replay does not make up a number that another gets further on.
+        let number = if self.is_replaying { NO_NUMBER } else { self.next_number };
         self.add_group(At { len: 0, ..at }, key, filter, number)
+    }
+
+    /// From now on it means this holder.
+    fn give_number(&mut self, number: u64, slot: u32, is_group: bool) {
+        if number != NO_NUMBER {
+            self.numbers.insert(number, (slot, is_group));
+            self.next_number = self.next_number.max(number.saturating_add(1));
+        }
     }
 
     fn add_group(&mut self, at: At, key: &str, filter: &str, number: u64) -> u32 {
@@ -349,8 +368,7 @@ impl Fold {
         let group = Group { key, number, at, members, queue, is_ending: false };
         let slot = self.groups.insert(group) as u32;
         self.group_keys.insert(self.groups[slot as usize].key.clone(), slot);
-        self.numbers.insert(number, (slot, true));
-        self.next_number = self.next_number.max(number.saturating_add(1));
+        self.give_number(number, slot, true);
         let id = self.shared.insert_with(filter, Vec::new);
         self.shared[id].push(slot);
         self.came(at);
@@ -372,8 +390,7 @@ impl Fold {
                 let (old, before) = (group.at, group.number);
                 (group.at, group.number) = (at, number);
                 self.numbers.remove(&before);
-                self.numbers.insert(number, (slot, true));
-                self.next_number = self.next_number.max(number.saturating_add(1));
+                self.give_number(number, slot, true);
                 self.replaced(Some(old), at);
             }
         }
@@ -441,7 +458,7 @@ impl Fold {
             groups.remove(&old);
             groups.insert(new);
         }
-        self.numbers.insert(number, (new, true));
+        self.give_number(number, new, true);
         if let Some((_, filter)) = key.split_once('/')
             && let Some(places) = self.shared.get_mut(filter)
         {

@@ -259,6 +259,32 @@ fn a_group_with_another_number_is_owed_nothing_of_before() {
     assert_eq!((host.owed(), host.fold.messages()), (Vec::new(), 0));
 }
 
+/// The first of a group that a replay reads is a member's SUB: its number is not made up, or a
+/// session that gets that one further on would lose it with the group's next.
+#[test]
+fn a_group_without_a_number_takes_nobody_elses() {
+    let mut host = Host::replaying();
+    host.fold.begin_after(0, 3);
+    host.session("a", 2);
+    host.subscribe("a", "$share/g/t", 1, &[]);
+    assert_eq!(host.fold.next_number(), 3);
+    host.session("b", 3);
+    host.group("g/t", 4);
+    let mut bytes = Vec::new();
+    let (subscription_ids, retain) = (Numbers::default(), false);
+    for (number, is_group) in [(3, false), (4, true)] {
+        Receiver { number, is_group, is_assigned: false, qos: 1, retain, subscription_ids }
+            .put(&mut bytes);
+    }
+    let receivers = Receivers::parse(&bytes).expect("written above");
+    host.apply(&Entry::Publish(Publish { receivers, ..publish(1, 1) }));
+    host.fold.confirm();
+    let mut owed = host.owed();
+    owed.sort();
+    assert_eq!(owed, [(1, "b".to_owned()), (1, "g/t".to_owned())]);
+    assert_eq!(host.fold.counts.unknown_receivers, 0);
+}
+
 /// What a SUB has seen keeps from it what its home had, and is forgotten when that has passed.
 #[test]
 fn what_a_subscription_has_seen_is_forgotten_when_it_has_passed() {
