@@ -23,8 +23,9 @@ use crate::limits::{CHANGES_MARK_BYTES, CHANGES_OPEN_BYTES, CHANGES_OPEN_MAX, PA
 use super::conn::State;
 use super::content::Content;
 use super::message::{MessageId, MessageKey};
+use super::publication::Publication;
 use super::session::SessionKey;
-use super::{Broker, Config, Level, Place, Wait, route};
+use super::{Broker, Config, Level, Place, Wait, matches, route};
 
 /// One durable change of this shard's state.
 #[derive(Clone, Debug)]
@@ -249,7 +250,7 @@ pub(crate) struct Changes {
     sequence: u64,
     /// Per origin, that of its last QoS 1 message that came here; of this one, of its own.
     seen: Vec<u64>,
-    /// Ascending by number, the first excepted: it holds the others back.
+    /// Ascending by number.
     parked: VecDeque<(u64, ConnId, Parked)>,
     /// How many have left `parked`, ever.
     unparked: u64,
@@ -427,15 +428,8 @@ impl Changes {
         is_behind
     }
 
-    fn front(&self) -> Option<&(u64, ConnId, Parked)> {
-        self.parked.front().filter(|(change, ..)| *change <= self.committed)
-    }
-
-    /// What is parked first waits for this change, too, and all behind it.
-    pub(super) fn hold_back(&mut self, change: u64) {
-        if let Some((awaited, ..)) = self.parked.front_mut() {
-            *awaited = change;
-        }
+    fn front(&self) -> Option<&Parked> {
+        self.parked.front().filter(|(c, _, _)| *c <= self.committed).map(|(_, _, parked)| parked)
     }
 }
 
@@ -471,15 +465,12 @@ impl Broker {
     /// Everything parked whose change is committed. A publication that has to wait for a lane
     /// holds the rest back: order is kept.
     pub(crate) fn run_committed(&mut self, now: Time) {
-        while let Some(&(_, conn, ref front)) = self.changes.front() {
-            if let &Parked::Forward { message, packet_id, session } = front {
-                let stored = self.messages.get(message);
-                let is_recorded = stored.id.is_some();
-                if route::may_publish(self, stored.topic(), stored.retain) == Err(Wait)
-                    || !is_recorded && self.record_late(conn, message, packet_id, session)
-                {
-                    return;
-                }
+        while let Some(front) = self.changes.front() {
+            if let Parked::Forward { message, .. } = front
+                && let stored = self.messages.get(*message)
+                && route::may_publish(self, stored.topic(), stored.retain) == Err(Wait)
+            {
+                return;
             }
             let Some((_, conn, parked)) = self.changes.parked.pop_front() else { return };
             self.changes.unparked += 1;
@@ -505,7 +496,7 @@ impl Broker {
     }
 
     /// Writes an answer. Only to the connection that asked, as long as it is the session's.
-    pub(super) fn send_parked(&mut self, conn: ConnId, answer: &Parked, why: &str) {
+    fn send_parked(&mut self, conn: ConnId, answer: &Parked, why: &str) {
         if self.conns.state(conn) != Some(State::Online) {
             return;
         }
@@ -548,5 +539,37 @@ impl Broker {
         conn.count_answer(bytes.len());
         self.stats.packets_out += 1;
         self.stats.bytes_out += bytes.len() as u64;
+    }
+
+    /// A QoS 2 publication whose record is committed goes to its receivers (SHARDS.md J2).
+    fn forward_committed(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        message: MessageKey,
+        packet_id: PacketId,
+        session: SessionKey,
+    ) {
+        let stored = self.messages.take(message);
+        let publisher = stored.publisher.clone().unwrap_or_default();
+        let publication = Publication {
+            topic: stored.topic(),
+            payload: stored.payload(),
+            qos: stored.qos,
+            retain: stored.retain,
+            deadline: stored.deadline,
+            forwarded: stored.forwarded(),
+            as_received: None,
+            publisher: Some(session),
+            publisher_id: &publisher,
+            id: stored.id,
+            memo: super::publication::Memo::default(),
+        };
+        let route = matches::find(self, publication.topic);
+        let receivers = self.route(now, &publication, &route);
+        matches::put_back(self, route);
+        self.messages.give_back(message, stored);
+        let reason = self.receipt(conn, receivers);
+        self.send_parked(conn, &Parked::PubRec(packet_id, reason), "");
     }
 }

@@ -291,8 +291,8 @@ impl Messages {
         self.free.push(key.0);
     }
 
-    /// Takes the content out, to be used while the arena changes, until [`Messages::give_back`]. Only
-    /// the caller holds a reference.
+    /// Takes the content out, to be used while the arena changes; [`Messages::give_back`] ends
+    /// that, and the caller's reference with it. Nobody else holds one.
     pub(crate) fn take(&mut self, key: MessageKey) -> Stored {
         let slot = &mut self.slots[key.0 as usize];
         debug_assert_eq!(slot.references, 1, "taken by its only holder");
@@ -302,6 +302,7 @@ impl Messages {
     /// Ends [`Messages::take`].
     pub(crate) fn give_back(&mut self, key: MessageKey, stored: Stored) {
         self.slots[key.0 as usize] = stored;
+        self.release(key);
     }
 
     #[inline]

@@ -37,7 +37,6 @@ mod ending;
 pub(crate) mod entry;
 pub mod evict;
 mod exchange;
-mod forward;
 pub(crate) mod inflight;
 pub(crate) mod interest;
 mod keep_alive;

@@ -200,7 +200,7 @@ impl Broker {
     /// What a publication's record is to survive; none if it has no record: nobody who outlives a
     /// restart wants it, and it is not retained (SHARDS.md J1).
     #[inline]
-    pub(super) fn level_of(
+    fn level_of(
         &self,
         conn: Option<ConnId>,
         route: &Route,
@@ -211,9 +211,14 @@ impl Broker {
         let at_least_once = qos > QoS::AtMostOnce;
         let is_wanted = self.changes.is_enabled()
             && (retain || at_least_once && matches::is_wanted_durably(self, route));
-        if !is_wanted {
-            return Level::None;
+        match is_wanted {
+            true => self.level_at_most(conn, topic),
+            false => Level::None,
         }
+    }
+
+    /// What it is if somebody durable wants it.
+    fn level_at_most(&self, conn: Option<ConnId>, topic: &str) -> Level {
         let listener = conn.and_then(|conn| self.conns.listener(conn));
         self.config.durability.of_message(listener, topic)
     }
@@ -285,7 +290,16 @@ impl Broker {
         };
         let route = matches::find(self, topic);
         let origin = (&publisher_id, publish.packet_id, false);
-        let level = self.level_of(Some(conn), &route, topic, publish.qos, publish.retain);
+        let is_behind = publish.qos == QoS::ExactlyOnce
+            && self.conns.get(conn).is_some_and(|conn| conn.parked > 0);
+        let level = match self.level_of(Some(conn), &route, topic, publish.qos, publish.retain) {
+            // Whoever is there when it leaves gets it, somebody durable as well (SHARDS.md J2). It
+            // is named now: names are the order in which a restart delivers.
+            Level::None if is_behind && self.changes.is_enabled() => {
+                self.level_at_most(Some(conn), topic)
+            }
+            level => level,
+        };
         let change = self.record_publish(level, &mut publication, origin);
         match publish.packet_id {
             None => {
@@ -302,9 +316,8 @@ impl Broker {
                 if change.is_some() {
                     self.hold_recorded(key, id);
                 }
-                let is_behind = self.conns.get(conn).is_some_and(|conn| conn.parked > 0);
                 if change.is_some() || is_behind {
-                    // SHARDS.md J2, and H7: later QoS 2 waits behind it, durable or not.
+                    // SHARDS.md J2, and H7: later QoS 2 waits behind it.
                     let message = self.messages.insert(publication.to_message(Some(&publisher_id)));
                     let forward = Parked::Forward { message, packet_id: id, session: key };
                     self.answer_publish(conn, change, forward);
@@ -323,7 +336,7 @@ impl Broker {
     /// Records a publication, if [`Broker::level_of`] says so (SHARDS.md J1); the change that its
     /// answer waits for, if it waits. It comes from a client, under this packet id, or is its Will.
     #[inline]
-    pub(super) fn record_publish(
+    fn record_publish(
         &mut self,
         level: Level,
         publication: &mut Publication<'_>,
@@ -473,7 +486,7 @@ impl Broker {
     }
 
     /// The same for one with a record: its release is to be recorded, too.
-    pub(super) fn hold_recorded(&mut self, key: SessionKey, id: PacketId) {
+    fn hold_recorded(&mut self, key: SessionKey, id: PacketId) {
         if let Some(session) = self.sessions.get_mut(key) {
             session.inbound.get_or_insert_with(Box::default).hold(id, true);
         }
