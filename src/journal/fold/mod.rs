@@ -700,8 +700,12 @@ impl Fold {
 
     /// The exchange is over, or has had its packet id taken.
     fn end_exchange(&mut self, slot: u32, held: Option<u64>) {
-        if let Some(name) = held {
+        let Some(name) = held else { return };
+        if self.messages.get(name).is_some() {
             self.settle(name, slot, false);
+        } else {
+            // A Will is not forwarded behind its record, as other QoS 2 is: its PUB may be to come.
+            self.done_with(name, slot, false);
         }
     }
 

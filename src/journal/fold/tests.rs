@@ -1,7 +1,7 @@
 //! What must hold of a fold at any time.
 
 use super::{At, Fold};
-use crate::journal::record::{Entry, Publish, Receiver, Receivers};
+use crate::journal::record::{Assign, Entry, Publish, Receiver, Receivers};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP};
 
@@ -320,6 +320,32 @@ fn a_raised_subscription_has_seen_what_its_home_had() {
         host.subscribe("c", filter, 1, &[8 << 8]);
         host.unsubscribe("c", filter);
         assert!(host.fold.passing.iter().all(|passing| passing.is_empty()));
+    }
+}
+
+/// A Will at QoS 2 leaves before its record is taken: its exchange may be over by then (J6).
+#[test]
+fn an_exchange_may_be_over_before_its_message_is_taken() {
+    for steps in 1..=2 {
+        let mut host = Host::new();
+        host.session("c", 1);
+        host.subscribe("c", "t", 2, &[]);
+        let message = Some(5 << 8);
+        host.apply(&Entry::Assign(Assign {
+            client_id: "c",
+            packet_id: 7,
+            message,
+            retain: false,
+            group: None,
+            subscription_ids: Numbers::default(),
+            copied: None,
+        }));
+        host.apply(&Entry::Received { client_id: "c", packet_id: 7, message });
+        if steps == 2 {
+            host.apply(&Entry::Done { client_id: "c", packet_id: 7, message });
+        }
+        host.publish(5);
+        assert_eq!((host.fold.messages(), host.fold.early_len), (0, 0), "{steps}");
     }
 }
 
