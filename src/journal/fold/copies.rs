@@ -2,8 +2,9 @@
 //! freed (SHARDS.md J10).
 #![forbid(unsafe_code)]
 
+use super::known::put_receivers;
 use super::sessions::Session;
-use super::{At, Fold, put_receivers};
+use super::{At, Fold};
 use crate::journal::record::{Assign, Entry, Publish, Receivers};
 use crate::journal::wire::Numbers;
 

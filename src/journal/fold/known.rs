@@ -5,9 +5,13 @@
 //! Local), or what a subscription has seen before it began.
 #![forbid(unsafe_code)]
 
+use slab::Slab;
+
 use super::messages::Owed;
-use super::{Fold, origin_of, put_receivers};
-use crate::journal::record::{Entry, Publish};
+use super::sessions::{Group, Session};
+use super::{Fold, origin_of};
+use crate::journal::record::{Entry, Publish, Receiver};
+use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_KNOWN_RECEIVERS, JOURNAL_KNOWN_TOPIC};
 
 /// See the [module](self).
@@ -106,5 +110,37 @@ impl Fold {
             return out.extend_from_slice(&self.known.written);
         }
         put_receivers(&self.resolved, &self.sessions, &self.groups, out);
+    }
+}
+
+/// Appends receivers as a PUB holds them; of those that are ending none.
+pub(super) fn put_receivers<'a>(
+    all: impl IntoIterator<Item = &'a Owed>,
+    sessions: &Slab<Session>,
+    groups: &Slab<Group>,
+    out: &mut Vec<u8>,
+) {
+    let mut ids = Vec::new();
+    for owed in all {
+        let is_ending = match owed.is_group {
+            true => groups[owed.holder as usize].is_ending,
+            false => sessions[owed.holder as usize].is_ending,
+        };
+        if is_ending {
+            continue;
+        }
+        ids.clear();
+        let receiver = Receiver {
+            number: match owed.is_group {
+                true => groups[owed.holder as usize].number,
+                false => sessions[owed.holder as usize].number,
+            },
+            is_group: owed.is_group,
+            is_assigned: owed.is_assigned,
+            qos: owed.qos,
+            retain: owed.retain,
+            subscription_ids: Numbers::write(owed.ids().map(u64::from), &mut ids),
+        };
+        receiver.put(out);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::subs::{Members, Sub, Subs};
 use super::{At, FilterId, Fold, QOS_BITS, Queue, origin_of, sequence_of};
 use crate::journal::wire::Numbers;
-use crate::limits::{JOURNAL_ENDING_STEP, TOPIC_LEVELS_MAX};
+use crate::limits::{JOURNAL_ENDING_STEP, JOURNAL_UNSUBSCRIBE_LOOKS, TOPIC_LEVELS_MAX};
 
 /// No number that a host gives.
 const NO_NUMBER: u64 = 0;
@@ -328,6 +328,29 @@ impl Fold {
             self.sessions[slot as usize].subs.remove(&id);
             self.remove_sub(slot, id);
         }
+    }
+
+    /// Messages of this session that its UNSUB ends: those of this subscription alone that were
+    /// under way and had not come to its home (`seen`).
+    pub(in crate::journal) fn ended_by_unsubscribe(
+        &self,
+        client_id: &str,
+        filter: &str,
+        seen: Numbers<'_>,
+    ) -> Vec<u64> {
+        let Some(slot) = self.clients.get(client_id).copied() else { return Vec::new() };
+        let Some(sub) = self.sub(slot, filter) else { return Vec::new() };
+        let session = &self.sessions[slot as usize];
+        let is_ended = |name: &u64| {
+            let Some(message) = self.messages.get(*name) else { return false };
+            let owed = message.receivers.find(slot, false).filter(|owed| !owed.is_assigned);
+            let had = message.qos == 1
+                && seen.iter().any(|last| {
+                    origin_of(last) == origin_of(*name) && sequence_of(*name) <= sequence_of(last)
+                });
+            !had && owed.is_some_and(|owed| owed.only == sub.serial as u32)
+        };
+        session.queue.latest().take(JOURNAL_UNSUBSCRIBE_LOOKS).filter(is_ended).collect()
     }
 
     fn remove_sub(&mut self, slot: u32, filter: FilterId) {
