@@ -13,7 +13,8 @@
 //! expiry; each value owns one reference to its message; marks only grow.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::BuildHasher;
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -22,6 +23,7 @@ use slab::Slab;
 
 use crate::clock::Time;
 use crate::ids::ShardId;
+use crate::index::Index;
 use crate::limits::{
     DEFERRED_PER_TICK, REPLAY_PIECE, REPLAY_PIECE_BYTES, REPLAY_STEPS, RETAINED_TOPICS_MAX,
 };
@@ -61,13 +63,16 @@ pub(crate) struct Retained {
     /// Per origin, the last number that we processed as owner.
     marks: Vec<u64>,
     values: Slab<Value>,
-    by_topic: HashMap<Rc<str>, u32, FixedState>,
+    by_topic: Index,
+    hasher: FixedState,
     ordered: BTreeMap<Rc<str>, u32>,
     deadlines: BTreeSet<(Time, u32)>,
     /// Bounded by `QUESTIONS_MAX` per shard, where they are asked (L4).
     questions: VecDeque<Question>,
     /// Matches of the piece in hand.
     found: Vec<u32>,
+    /// Of the value before: a publisher mostly goes on.
+    publisher: Rc<str>,
 }
 
 /// What a retained publish does to its topic.
@@ -85,11 +90,38 @@ impl Retained {
             counters: vec![0; place.shards],
             marks: vec![0; place.shards],
             values: Slab::new(),
-            by_topic: HashMap::with_hasher(FixedState::with_seed(seed ^ 6)),
+            by_topic: Index::new(),
+            hasher: FixedState::with_seed(seed ^ 6),
             ordered: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             questions: VecDeque::new(),
             found: Vec::new(),
+            publisher: Rc::from(""),
+        }
+    }
+
+    /// The place of a topic's value.
+    fn index_of(&self, topic: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(topic.as_bytes());
+        self.by_topic.find(hash, |index| *self.values[index as usize].topic == *topic)
+    }
+
+    /// The id of a publisher, shared with the value before where it is the same.
+    fn publisher(&mut self, id: &str) -> Rc<str> {
+        if *self.publisher != *id {
+            self.publisher = id.into();
+        }
+        self.publisher.clone()
+    }
+
+    /// A value of a topic that has none.
+    fn insert(&mut self, value: Value) {
+        let (topic, deadline) = (value.topic.clone(), value.deadline);
+        let index = u32::try_from(self.values.insert(value)).expect("invariant: bounded");
+        self.by_topic.insert(self.hasher.hash_one(topic.as_bytes()), index);
+        self.ordered.insert(topic, index);
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, index));
         }
     }
 
@@ -101,7 +133,7 @@ impl Retained {
 
     #[cfg(test)]
     pub(crate) fn find(&self, topic: &str) -> Option<&Value> {
-        self.by_topic.get(topic).map(|index| self.value(*index))
+        self.index_of(topic).map(|index| self.value(index))
     }
 
     /// The owner of a topic, and the next number of a publish by this shard to it.
@@ -147,7 +179,7 @@ impl Retained {
             found.len() >= limit || bytes >= REPLAY_PIECE_BYTES
         };
         if !filter.bytes().any(|byte| byte == b'+' || byte == b'#') {
-            if let Some(&index) = self.by_topic.get(filter) {
+            if let Some(index) = self.index_of(filter) {
                 take(index);
             }
             return None;
@@ -189,7 +221,7 @@ impl Retained {
 
     fn remove(&mut self, messages: &mut Messages, index: u32) {
         let value = self.values.remove(index as usize);
-        self.by_topic.remove(&value.topic);
+        self.by_topic.remove(self.hasher.hash_one(value.topic.as_bytes()), index);
         self.ordered.remove(&value.topic);
         if let Some(deadline) = value.deadline {
             self.deadlines.remove(&(deadline, index));
@@ -273,7 +305,7 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
     let Broker { retained, messages, config, place, stats, .. } = broker;
     retained.advance(store.origin, store.number);
     let message = &store.message;
-    let existing = retained.by_topic.get(message.topic).copied();
+    let existing = retained.index_of(message.topic);
     let is_over = message.deadline.is_some_and(|deadline| deadline <= now);
     if message.payload.is_empty() || is_over {
         if let Some(index) = existing {
@@ -292,10 +324,9 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
         return;
     }
     if let Some(index) = existing {
+        let publisher = retained.publisher(message.publisher_id);
         let value = &mut retained.values[index as usize];
-        if *value.publisher != *message.publisher_id {
-            value.publisher = message.publisher_id.into();
-        }
+        value.publisher = publisher;
         new.publisher = Some(&value.publisher);
         let replaced = std::mem::replace(&mut value.message, messages.insert(new));
         messages.release(replaced);
@@ -307,35 +338,24 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
         }
         return;
     }
-    let (topic, publisher) = (Rc::<str>::from(message.topic), message.publisher_id.into());
+    let publisher = retained.publisher(message.publisher_id);
     new.publisher = Some(&publisher);
-    let (origin, number, deadline) = (store.origin, store.number, message.deadline);
+    let (topic, deadline) = (message.topic.into(), message.deadline);
+    let (origin, number) = (store.origin, store.number);
     let message = messages.insert(new);
-    let value = Value { topic: topic.clone(), message, publisher, deadline, origin, number };
-    let index = u32::try_from(retained.values.insert(value)).expect("invariant: bounded");
-    retained.by_topic.insert(topic.clone(), index);
-    retained.ordered.insert(topic, index);
-    if let Some(deadline) = deadline {
-        retained.deadlines.insert((deadline, index));
-    }
+    retained.insert(Value { topic, message, publisher, deadline, origin, number });
 }
 
 /// A value that the journal gave back; its topic has none yet. Its stamp has the number 0: it is
 /// older than whatever is published from now on (SHARDS.md section 3).
 pub(crate) fn restore(broker: &mut Broker, message: &Message<'_>) {
     let Broker { retained, messages, .. } = broker;
-    let (topic, deadline) = (Rc::<str>::from(message.topic), message.deadline);
-    let publisher = message.publisher_id.into();
+    let (topic, deadline) = (message.topic.into(), message.deadline);
+    let publisher = retained.publisher(message.publisher_id);
     let mut new = message.to_new();
     new.publisher = Some(&publisher);
     let (message, origin) = (messages.insert(new), retained.place.shard);
-    let value = Value { topic: topic.clone(), message, publisher, deadline, origin, number: 0 };
-    let index = u32::try_from(retained.values.insert(value)).expect("invariant: bounded");
-    retained.by_topic.insert(topic.clone(), index);
-    retained.ordered.insert(topic, index);
-    if let Some(deadline) = deadline {
-        retained.deadlines.insert((deadline, index));
-    }
+    retained.insert(Value { topic, message, publisher, deadline, origin, number: 0 });
 }
 
 /// Removes what has expired; a bounded number per call.

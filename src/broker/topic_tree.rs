@@ -16,6 +16,7 @@ use std::ops::{Index, IndexMut};
 use foldhash::quality::FixedState;
 use slab::Slab;
 
+use crate::codec::mqtt::topic;
 use crate::index::Index as HashIndex;
 use crate::limits::TOPIC_LEVELS_MAX;
 
@@ -209,20 +210,23 @@ impl<V> TopicTree<V> {
     /// order. A topic that begins with `$` is not matched by a wildcard in the first level
     /// `[MQTT-4.7.2-1]`.
     pub fn visit_matches<'a>(&'a self, topic: &str, mut visit: impl FnMut(FilterId, &'a V)) {
+        let root = self.node(ROOT);
+        if root.literals == 0 && root.plus == NONE && root.hash == NONE {
+            return;
+        }
         // One more than a filter can have: the rest of a longer topic changes nothing.
         let mut levels = [NONE; TOPIC_LEVELS_MAX + 1];
         let mut count = 0;
-        for (slot, level) in levels.iter_mut().zip(topic.split('/')) {
+        for (slot, level) in levels.iter_mut().zip(topic::levels(topic)) {
             *slot = self.level_id(level).unwrap_or(NONE);
             count += 1;
         }
-        let root = self.node(ROOT);
         let levels = &levels[..count];
         if topic.starts_with('$') {
             if let Some(child) = self.literal_child(ROOT, levels[0]) {
                 self.walk(child, &levels[1..], &mut visit);
             }
-        } else if root.literals > 0 || root.plus != NONE || root.hash != NONE {
+        } else {
             self.walk(ROOT, levels, &mut visit);
         }
     }

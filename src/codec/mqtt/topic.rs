@@ -121,8 +121,27 @@ fn check_name(bytes: &[u8]) -> Result<&str, Cause> {
 }
 
 /// The levels of a name or filter: what is between the separators, possibly nothing.
-pub fn levels(topic: &str) -> std::str::Split<'_, char> {
-    topic.split('/')
+#[inline]
+pub const fn levels(topic: &str) -> Levels<'_> {
+    Levels { rest: Some(topic) }
+}
+
+/// See [`levels`]. They are short: byte by byte is quicker than what finds a character in long text.
+#[derive(Clone, Debug)]
+pub struct Levels<'a> {
+    rest: Option<&'a str>,
+}
+
+impl<'a> Iterator for Levels<'a> {
+    type Item = &'a str;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a str> {
+        let rest = self.rest?;
+        let Some(at) = rest.bytes().position(|byte| byte == b'/') else { return self.rest.take() };
+        self.rest = Some(&rest[at + 1..]);
+        Some(&rest[..at])
+    }
 }
 
 /// How many levels there are.
