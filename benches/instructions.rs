@@ -31,6 +31,8 @@ const CASES: &[Case] = &[
     ("fan-in-100-v4", Version::V311, 0, 100, 0, 16),
 ];
 
+const RETAINED: &str = "retained-qos0-v4";
+
 /// Handles whole frames, as the shard does.
 fn handle(broker: &mut Broker, conn: ConnId, mut data: &[u8]) {
     let version = broker.version_of(conn);
@@ -119,6 +121,48 @@ fn answers(version: Version, mut data: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Clients answer what they get until nothing comes any more; `before` each flush.
+fn acknowledge(broker: &mut Broker, version: Version, mut before: impl FnMut(&mut Broker)) {
+    let mut replies: Vec<(ConnId, Vec<u8>)> = Vec::new();
+    loop {
+        before(broker);
+        flush(broker, |conn, bytes| {
+            let mut reply = Vec::new();
+            answers(version, bytes, &mut reply);
+            if !reply.is_empty() {
+                replies.push((conn, reply));
+            }
+        });
+        if replies.is_empty() {
+            return;
+        }
+        for (conn, reply) in replies.drain(..) {
+            handle(broker, conn, &reply);
+        }
+    }
+}
+
+/// Stores a retained message in each of so many topics, as a publisher that goes through them.
+fn retain(messages: usize) {
+    let config = Config { memory_budget: usize::MAX / 2, ..Config::default() };
+    let mut broker = Broker::new(config, ShardId::new(0), 1, PlacementKey(1), 1);
+    connect(&mut broker, 0, Version::V311, None);
+    let mut input = Vec::new();
+    for batch in 0..messages / BATCH {
+        input.clear();
+        for index in 0..BATCH {
+            let topic = format!("bench/retained/{:08}", batch * BATCH + index);
+            let mut frame = publish(Version::V311, 0, &topic, 0, 64);
+            frame[0] |= 1;
+            input.extend_from_slice(&frame);
+        }
+        handle(&mut broker, conn(0), &input);
+    }
+    let stored = messages / BATCH * BATCH;
+    assert!(broker.message_bytes() >= 64 * stored, "all are stored");
+    println!("{stored}");
+}
+
 fn run(case: &Case, messages: usize) {
     let &(_, version, qos, publishers, subscribers, payload) = case;
     let mut broker = Broker::new(Config::default(), ShardId::new(0), 1, PlacementKey(1), 1);
@@ -145,7 +189,6 @@ fn run(case: &Case, messages: usize) {
             (1..=window).flat_map(|id| publish(version, qos, &topic, id as u16, payload)).collect()
         })
         .collect();
-    let mut replies: Vec<(ConnId, Vec<u8>)> = Vec::new();
     let mut delivered = 0;
     let per_round = window * publishers as usize * subscribers.max(1) as usize;
     while delivered < messages {
@@ -153,22 +196,10 @@ fn run(case: &Case, messages: usize) {
             handle(&mut broker, conn(publisher as u32), input);
         }
         delivered += per_round;
-        loop {
-            flush(&mut broker, |conn, bytes| {
-                if qos > 0 {
-                    let mut reply = Vec::new();
-                    answers(version, bytes, &mut reply);
-                    if !reply.is_empty() {
-                        replies.push((conn, reply));
-                    }
-                }
-            });
-            if replies.is_empty() {
-                break;
-            }
-            for (conn, reply) in replies.drain(..) {
-                handle(&mut broker, conn, &reply);
-            }
+        if qos > 0 {
+            acknowledge(&mut broker, version, |_| {});
+        } else {
+            flush(&mut broker, |_, _| {});
         }
     }
     let stats = broker.stats();
@@ -182,6 +213,9 @@ fn main() {
     match &args[..] {
         [name, messages] => {
             let messages = messages.parse().expect("a number of messages");
+            if name == RETAINED {
+                return retain(messages);
+            }
             match stored::CASES.iter().find(|case| case.name == name.as_str()) {
                 Some(case) => stored::run(case, messages),
                 None => {
@@ -193,6 +227,7 @@ fn main() {
         _ => {
             CASES.iter().for_each(|case| println!("{}", case.0));
             stored::CASES.iter().for_each(|case| println!("{}", case.name));
+            println!("{RETAINED}");
         }
     }
 }

@@ -13,7 +13,7 @@ use noctule::journal::recover;
 use noctule::journal::scan::Store;
 use noctule::limits::{CONTENTS_KEPT, JOURNAL_SEGMENT_BYTES_FIRST, JOURNAL_SEGMENT_BYTES_MAX};
 
-use super::{NOW, answers, conn, connect, flush, handle, publish, subscribe, topic};
+use super::{NOW, acknowledge, conn, connect, flush, handle, publish, subscribe, topic};
 use crate::clients;
 
 /// One case.
@@ -163,22 +163,6 @@ fn drain(broker: &mut Broker, commit: &mut impl FnMut(&mut Broker), stored: usiz
     for id in 0..PUBLISHERS {
         come(broker, 2 * PUBLISHERS + id, PUBLISHERS + id);
     }
-    let mut replies = Vec::new();
-    loop {
-        commit(broker);
-        flush(broker, |conn, bytes| {
-            let mut reply = Vec::new();
-            answers(VERSION, bytes, &mut reply);
-            if !reply.is_empty() {
-                replies.push((conn, reply));
-            }
-        });
-        if replies.is_empty() {
-            break;
-        }
-        for (conn, reply) in replies.drain(..) {
-            handle(broker, conn, &reply);
-        }
-    }
+    acknowledge(broker, VERSION, commit);
     assert_eq!(broker.stats().messages_out_qos1, stored as u64, "all were delivered");
 }
