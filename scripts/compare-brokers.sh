@@ -272,6 +272,17 @@ run, see the end.
 
 END
     overview
+    if [[ "$preset" == --table ]]; then
+        cat <<END
+
+## Goals
+
+A goal was set beside a peer's figure on the same kind of machine (then). Here it is times what that peer
+takes in this run (now) over that; see \`scripts/goals.sh\`.
+
+END
+        scripts/goals.sh "$out"
+    fi
     for ((number = 0; number < $(jq '.scenarios | length' "$work/comparison.json"); number++)); do
         jq -r --argjson n "$number" '.scenarios[$n] | "\n## \(.name)\n\n" +
             (if .question then .question + "\n" else "" end) + .description + "\n"' \
