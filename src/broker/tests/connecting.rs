@@ -148,6 +148,31 @@ fn session_present_and_expiry() {
     assert_eq!(world.brokers[0].next_deadline(), None, "nothing wakes an idle broker");
 }
 
+/// [MQTT-3.1.2-23]: a session ends when its time is over, not when somebody gets round to ending it. Its
+/// client may come first: what it had is not continued, and what waited for it does not come.
+#[test]
+fn a_session_is_over_in_time() {
+    let mut world = World::new(1);
+    let (publisher, _) = world.join(&hello(Version::V5, "p"));
+    let mut connect = stay(Version::V5, "c");
+    connect.properties.session_expiry_interval = Some(10);
+    for (secs, survives) in [(9, true), (10, false), (3600, false)] {
+        let (client, _) = world.join(&connect);
+        world.subscribe(client, "t", QoS::AtLeastOnce);
+        world.cut(client);
+        world.publish(publisher, "t", "x", QoS::AtLeastOnce, 1);
+        world.take(publisher);
+        // No turn of the broker is in between.
+        world.now = world.now.plus_secs(secs);
+        let (client, present) = world.join(&connect);
+        assert_eq!(present, survives, "after {secs} s");
+        assert_eq!(world.take_payloads(client).len(), usize::from(survives), "after {secs} s");
+        assert_eq!(world.brokers[0].session_count(), 2);
+        world.send(client, &Packet::Disconnect(Disconnect::new(ReasonCode::SUCCESS)));
+        world.advance(100);
+    }
+}
+
 /// 3.14.2.2.2, PITFALLS 78
 #[test]
 fn expiry_changes_at_disconnect() {
