@@ -132,11 +132,11 @@ pub struct Client {
     ping_sent: bool,
     /// A connection with Clean Start whose CONNACK has not come: what it did, nobody knows.
     is_unsure: bool,
-    /// Connections with Clean Start that were given up before CONNACK: they may end a session
-    /// whenever they get there.
-    late_cleans: Vec<usize>,
-    /// The session may end while its client is away.
-    is_short: bool,
+    /// Connections that were given up before CONNACK, and whether it is one that may end a session
+    /// whenever it gets there.
+    late: Vec<(usize, bool)>,
+    /// Since when the session may end while its client is away.
+    short_since: Option<Time>,
     /// How long it lasts by the DISCONNECT that was sent last, if that says so.
     changed_expiry: Option<u32>,
     /// It has sent something behind CONNECT, and CONNACK has not come.
@@ -191,8 +191,8 @@ impl Client {
             last_sent: Time::ZERO,
             ping_sent: false,
             is_unsure: false,
-            late_cleans: Vec::new(),
-            is_short: false,
+            late: Vec::new(),
+            short_since: None,
             changed_expiry: None,
             is_early: false,
             begun: 0,
@@ -290,10 +290,15 @@ impl Client {
 
     /// Whether only a Clean Start leads to a session that is known.
     pub fn must_start_clean(&mut self, network: &Network) -> bool {
+        let lasts = |link: usize, since: Time| {
+            network.links[link].server_closed.is_none_or(|at| at >= since)
+        };
         let since = self.session_since;
-        self.late_cleans
-            .retain(|link| network.links[*link].server_closed.is_none_or(|at| at >= since));
-        self.is_unsure || !self.late_cleans.is_empty()
+        self.late.retain(|(link, _)| lasts(*link, since));
+        // Where the session may have ended, one that gets there behind its end begins another, and
+        // Session Present says nothing of ours.
+        let begins = |link: usize| self.short_since.is_some_and(|since| lasts(link, since));
+        self.is_unsure || self.late.iter().any(|(link, ends)| *ends || begins(*link))
     }
 
     /// A connection begins on a new link, and CONNECT, encoded, is its first packet.
@@ -322,9 +327,11 @@ impl Client {
             self.forget();
             self.is_unsure = true;
             self.session_since = now();
-            self.is_short = false;
+            self.short_since = None;
         }
-        self.is_short |= (1..1_000_000).contains(&asked.expiry_secs);
+        if (1..1_000_000).contains(&asked.expiry_secs) {
+            self.short_since.get_or_insert(now());
+        }
         self.outbox.extend_from_slice(connect);
         self.push(network);
     }
@@ -341,7 +348,9 @@ impl Client {
 
     /// It asks for a session that lasts so long, from DISCONNECT on.
     pub fn change_expiry(&mut self, expiry_secs: u32) {
-        self.is_short |= expiry_secs < 1_000_000;
+        if expiry_secs < 1_000_000 {
+            self.short_since.get_or_insert(now());
+        }
         self.changed_expiry = Some(expiry_secs);
     }
 
@@ -390,7 +399,7 @@ impl Client {
     pub fn abandon(&mut self, network: &Network, oracle: &mut Oracle) {
         let Some(link) = self.link.take() else { return };
         let was_online = self.stage == Stage::Online;
-        self.note_late_clean(link);
+        self.note_late(link);
         let inbox = std::mem::take(&mut self.inbox);
         self.old.push(Old { link, inbox, last_reason: None, was_online });
         oracle.on_will_unsure(link);
@@ -400,7 +409,7 @@ impl Client {
     /// Closes the present connection.
     pub fn close(&mut self, network: &mut Network, oracle: &mut Oracle) {
         let Some(link) = self.link.take() else { return };
-        self.note_late_clean(link);
+        self.note_late(link);
         if !self.outbox.is_empty() {
             // A DISCONNECT may be in it, and never leave.
             oracle.on_will_unsure(link);
@@ -410,19 +419,19 @@ impl Client {
         self.over(network, oracle, link);
     }
 
-    fn note_late_clean(&mut self, link: usize) {
+    fn note_late(&mut self, link: usize) {
         // So may one after which the session lasts for some seconds only, or whose did. And one
         // that has sent something behind CONNECT: nobody knows whether that will count.
-        let may_count = self.asked.clean || self.is_short || self.is_early;
-        if self.stage == Stage::Connecting && may_count {
-            self.late_cleans.push(link);
+        let may_end = self.asked.clean || self.short_since.is_some() || self.is_early;
+        if self.stage == Stage::Connecting {
+            self.late.push((link, may_end));
         }
     }
 
     /// The connection is gone for it, after a fault or the broker's end.
     pub fn lose(&mut self, network: &Network, oracle: &mut Oracle) {
         let Some(link) = self.link.take() else { return };
-        self.note_late_clean(link);
+        self.note_late(link);
         oracle.on_will_end(link);
         self.over(network, oracle, link);
     }
@@ -449,7 +458,7 @@ impl Client {
             return;
         }
         self.forget();
-        self.late_cleans.clear();
+        self.late.clear();
         self.lost = true;
         self.is_unsure = false;
     }

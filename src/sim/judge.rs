@@ -11,6 +11,8 @@ use crate::codec::mqtt::{ReasonCode, Version};
 
 /// The machine knows when something has arrived to so much.
 const COARSE: Duration = Duration::from_millis(4);
+/// What is late only because a shard did not run.
+const SLACK: Duration = Duration::from_secs(8);
 
 /// The broker ends the connection of a client that kept to the rules; it says `reason`, where the
 /// version can.
@@ -42,6 +44,21 @@ pub fn judge_end(
         let reason = reason.map_or("without a word", ReasonCode::name);
         let text = format!("client {}: link {link} is ended, {reason}, and why?", client.index);
         oracle.fail(rule, text);
+    }
+}
+
+/// The broker has closed an earlier connection of a client of MQTT 5, and has not said why.
+pub fn judge_silent_end(client: usize, network: &Network, oracle: &mut Oracle, link: usize) {
+    let ended = &network.links[link];
+    // What it has to say waits for a send under way to end, and that may take two seconds. Where
+    // time jumps, they are over before the shard has heard that the send had ended: it gives up,
+    // without a FIN, and the kernel holds nothing unsent.
+    let since_jump = ended.server_closed.map(|at| at.since(network.last_jump));
+    let gave_up = !ended.finished
+        && ended.connect_arrived.is_some_and(|at| at < network.last_jump)
+        && since_jump.is_some_and(|since| since < SLACK);
+    if !ended.is_cut && !gave_up {
+        oracle.fail("takeover-silent", format!("client {client}: closed without a word"));
     }
 }
 

@@ -25,6 +25,8 @@ pub mod network;
 pub mod oracle;
 pub mod random;
 pub mod terms;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -160,6 +160,8 @@ pub struct Link {
     pub server_end: Option<Time>,
     /// When the broker had closed it.
     pub server_closed: Option<Time>,
+    /// The broker has said that nothing more comes, before it closed.
+    pub finished: bool,
     /// The broker has read all there was before it began to end it.
     pub drained: bool,
     /// The broker closed it with something unsent.
@@ -224,6 +226,7 @@ impl Network {
             client_end: None,
             server_end: None,
             server_closed: None,
+            finished: false,
             drained: false,
             is_cut: false,
             heard: Time::ZERO,
@@ -420,6 +423,7 @@ impl Network {
         let link = &mut self.links[link];
         link.drained |= link.server_end.is_none() && link.up.bytes == 0;
         link.server_end.get_or_insert(now());
+        link.finished = true;
         link.down.finish(arrives);
     }
 

@@ -11,7 +11,7 @@ use crate::codec::mqtt::{
     SubAck, Version, decode, frame_len,
 };
 use crate::sim::faults::Kind;
-use crate::sim::judge::judge_end;
+use crate::sim::judge::{judge_end, judge_silent_end};
 use crate::sim::login;
 use crate::sim::network::{Network, Read, now};
 use crate::sim::oracle::{Arrival, Oracle};
@@ -41,9 +41,8 @@ impl Client {
             }
             end => {
                 let told = old.last_reason.is_some() || version != Version::V5 || !old.was_online;
-                if end == Read::End && !told && !network.links[old.link].is_cut {
-                    let text = format!("client {index}: closed without a word");
-                    oracle.fail("takeover-silent", text);
+                if end == Read::End && !told {
+                    judge_silent_end(index, network, oracle, old.link);
                 }
                 network.client_close(old.link);
                 oracle.on_will_end(old.link);

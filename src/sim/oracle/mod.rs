@@ -222,6 +222,8 @@ pub struct Oracle {
     next_message: u64,
     /// Messages before this one were settled.
     settled: u64,
+    /// When that was.
+    settled_at: Time,
     /// What each topic held when all was quiet last.
     baseline: BTreeMap<String, u64>,
     /// Ends of sessions with a shared subscription, since all was quiet.
@@ -264,6 +266,7 @@ impl Oracle {
             messages: BTreeMap::new(),
             next_message: 1,
             settled: 0,
+            settled_at: Time::ZERO,
             baseline: BTreeMap::new(),
             shared_ends: 0,
             groups: BTreeMap::new(),

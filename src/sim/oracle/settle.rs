@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Message, Oracle, Subscription};
 use crate::codec::mqtt::topic::matches;
 use crate::codec::mqtt::{QoS, RetainHandling};
-use crate::sim::network::Network;
+use crate::sim::network::{Network, now};
 
 /// What a packet adds to topic and payload, at most, in our worlds.
 const OVERHEAD: usize = 64;
@@ -52,6 +52,7 @@ impl Oracle {
         self.note_alternatives();
         self.baseline = retained.clone();
         self.settled = self.next_message;
+        self.settled_at = now();
         self.shared_ends = 0;
         self.disk_failed = false;
     }
@@ -176,9 +177,9 @@ impl Oracle {
     /// on disk only is owed by the journal if its SUB stands before the message there, and gone else:
     /// the broker does not know, and leaves it to the disk.
     fn may_go_to_a_newcomer(&self, message: &Message, subscription: &Subscription) -> bool {
+        // A share is named by all of its filter.
         let came_later = |other: &Subscription| {
-            (&other.share, &other.filter) == (&subscription.share, &subscription.filter)
-                && other.held.is_none_or(|held| held >= message.sent)
+            other.share == subscription.share && other.held.is_none_or(|held| held >= message.sent)
         };
         let mut all = self.clients.iter().flat_map(|client| &client.session.subscriptions);
         self.terms.evicts && all.any(came_later)
@@ -221,6 +222,13 @@ impl Oracle {
         message.acked.is_some() && !message.may_be_lost && !is_quiet
     }
 
+    /// Whether it was kept since all was quiet last. A Will that was due before has come before or
+    /// behind what the topic held then: it is judged late, and when it was published nobody saw.
+    fn is_surely_newer(&self, message: &Message) -> bool {
+        let is_late = message.will.is_some() && message.sent <= self.settled_at;
+        self.is_surely_kept(message) && !is_late
+    }
+
     /// What a restart may make the value of each topic from here on.
     fn note_alternatives(&mut self) {
         let mut alternatives = std::mem::take(&mut self.alternatives);
@@ -228,7 +236,7 @@ impl Oracle {
             let among = self.candidates(&topic);
             let may = among.iter().filter(|(id, m)| !self.is_outdated(*id, m, &among));
             let may: BTreeSet<u64> = may.map(|(id, _)| *id).collect();
-            if among.iter().any(|(_, m)| self.is_surely_kept(m)) {
+            if among.iter().any(|(_, m)| self.is_surely_newer(m)) {
                 alternatives.insert(topic, may);
             } else {
                 alternatives.entry(topic).or_default().extend(may);
@@ -244,7 +252,7 @@ impl Oracle {
 
     fn wrong_value(&self, topic: &str, value: Option<u64>) -> Option<String> {
         let among = self.candidates(topic);
-        let sure = |m: &Message| self.is_surely_kept(m) && m.expiry.is_none();
+        let sure = |m: &Message| self.is_surely_newer(m) && m.expiry.is_none();
         let before = self.baseline.get(topic).copied();
         match value {
             Some(value) => {

@@ -1,0 +1,191 @@
+//! What the oracle and the clients have judged wrongly once, each as small as it comes: the seeds
+//! that showed it were of other worlds than theirs are now.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::client::{Asked, Client, Stage};
+use super::faults::{Faults, Kind};
+use super::judge::judge_silent_end;
+use super::network::{Network, now, set_now};
+use super::oracle::{Message, Oracle, WillTerms};
+use super::random::Random;
+use super::terms::Terms;
+use super::trace::Trace;
+use crate::clock::Time;
+use crate::codec::mqtt::{QoS, Version};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn terms() -> Terms {
+    Terms {
+        shards: 2,
+        packet_max: 2000,
+        keep_alive_max: 0,
+        subscriptions_max: 100,
+        few_sessions: false,
+        drops: false,
+        small_outbox: false,
+        refuses: false,
+        durable: true,
+        reshards: false,
+        segment_bytes: 16 * 1024,
+        evicts: false,
+    }
+}
+
+/// A network without faults, at the world's beginning.
+fn network() -> Network {
+    set_now(Time::ZERO.plus_secs(1000));
+    Network {
+        links: Vec::new(),
+        faults: Faults::choose(&mut Random::new(1, 2), Kind::ALL),
+        random: Random::new(1, 3),
+        trace: Trace::new(false),
+        send_buffer: 4096,
+        delay: Duration::from_micros(10),
+        last_jump: Time::ZERO,
+    }
+}
+
+fn pass(duration: Duration) {
+    set_now(now() + duration);
+}
+
+/// Retained, by client 0.
+fn message(link: usize) -> Message {
+    Message {
+        client: 0,
+        link,
+        topic: "t".to_owned(),
+        qos: QoS::AtLeastOnce,
+        retain: true,
+        len: 20,
+        expiry: None,
+        sent: now(),
+        acked: None,
+        refused: false,
+        transmissions: 1,
+        resent: false,
+        shared_copies: 0,
+        life: 0,
+        first_life: 0,
+        may_be_lost: false,
+        will: None,
+    }
+}
+
+/// Of a client's connection that has a Will, which is published at once when it ends, and of a
+/// message behind that: what the oracle says when the message is retained for ever.
+fn behind_a_will(is_over_first: bool) -> Option<&'static str> {
+    let mut network = network();
+    let mut oracle = Oracle::new(2, true, terms());
+    let link = network.connect(0, 0);
+    let terms = WillTerms {
+        link,
+        delay_secs: 0,
+        expiry_secs: 0,
+        armed: false,
+        ended: None,
+        disconnected: false,
+        unsure: false,
+        due: None,
+        cancelled: None,
+        judged: false,
+        is_recent: false,
+    };
+    oracle.on_new_message(Message { will: Some(terms), ..message(link) });
+    oracle.on_connect(0, link, true, (0, u32::MAX));
+    oracle.on_connack(0, true, Some(false), &network);
+    oracle.on_will_armed(link);
+    let end = |network: &mut Network, oracle: &mut Oracle| {
+        network.server_close(link, false);
+        oracle.on_will_end(link);
+        pass(Duration::from_secs(1));
+    };
+    if is_over_first {
+        end(&mut network, &mut oracle);
+    }
+    let other = network.connect(0, 0);
+    let value = oracle.on_new_message(message(other));
+    oracle.on_acked(value, false);
+    let retained = BTreeMap::from([("t".to_owned(), value)]);
+    pass(Duration::from_secs(3));
+    oracle.settle(&network, &retained, 0);
+    assert_eq!(oracle.violation(), None, "the message came last");
+    pass(Duration::from_secs(60));
+    if !is_over_first {
+        end(&mut network, &mut oracle);
+        pass(Duration::from_secs(60));
+    }
+    oracle.settle(&network, &retained, 0);
+    oracle.violation().map(|violation| violation.rule)
+}
+
+#[test]
+fn a_will_that_was_due_when_all_was_quiet_is_no_newer_value() {
+    assert_eq!(behind_a_will(true), None, "it was overtaken before it was judged");
+    assert_eq!(behind_a_will(false), Some("retained"), "it came later, and is not there");
+}
+
+/// What the oracle says of an old connection that ends without DISCONNECT.
+fn silent_end(says_fin: bool, jumps: bool) -> Option<&'static str> {
+    let mut network = network();
+    let mut oracle = Oracle::new(2, true, terms());
+    let link = network.connect(0, 0);
+    network.links[link].connect_len = 1;
+    network.client_send(link, b"C");
+    pass(Duration::from_millis(1));
+    network.server_read(link, 10);
+    pass(if jumps { HOUR } else { Duration::from_millis(1) });
+    network.last_jump = if jumps { now() } else { Time::ZERO };
+    if says_fin {
+        network.server_finish(link);
+    }
+    network.server_close(link, false);
+    judge_silent_end(0, &network, &mut oracle, link);
+    oracle.violation().map(|violation| violation.rule)
+}
+
+#[test]
+fn the_broker_gives_up_what_it_cannot_say_in_time_only_where_time_jumps() {
+    assert_eq!(silent_end(false, true), None, "its two seconds were over at once");
+    assert_eq!(silent_end(false, false), Some("takeover-silent"));
+    assert_eq!(silent_end(true, true), Some("takeover-silent"), "it could have said why");
+}
+
+/// A client gives a connection up before CONNACK, goes on with another, and leaves that with a
+/// session expiry of `expiry_secs`. Whether it has to start clean then.
+fn must_start_clean(expiry_secs: u32, is_closed: bool) -> bool {
+    let mut network = network();
+    let mut oracle = Oracle::new(2, true, terms());
+    let mut client = Client::new(0, Version::V5);
+    let asked = Asked { expiry_secs: 1_000_000, ..Asked::default() };
+    let mut links = Vec::new();
+    for _ in 0..2 {
+        let link = network.connect(0, 0);
+        oracle.on_connect(0, link, false, (asked.expiry_secs, u32::MAX));
+        client.begin(&mut network, link, asked, b"C");
+        links.push(link);
+        if links.len() == 1 {
+            client.abandon(&network, &mut oracle);
+        }
+    }
+    client.stage = Stage::Online;
+    pass(Duration::from_millis(1));
+    if is_closed {
+        network.server_close(links[0], false);
+        pass(Duration::from_millis(1));
+    }
+    client.change_expiry(expiry_secs);
+    client.close(&mut network, &mut oracle);
+    client.must_start_clean(&network)
+}
+
+#[test]
+fn an_older_connect_may_begin_a_session_behind_the_end_of_its_own() {
+    assert!(must_start_clean(0, false), "it is under way, and the session has ended");
+    assert!(!must_start_clean(0, true), "it got there before");
+    assert!(!must_start_clean(1_000_000, false), "the session lasts");
+}
