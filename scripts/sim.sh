@@ -5,7 +5,7 @@
 #   --seconds T    as many as fit into this time, instead
 #   --from S       the first seed; by default it follows from the commit, so that each has fresh ones
 #   --binary FILE  with this one, instead of building one
-#   --table        print how often each fault has struck, and each path was taken
+#   --table        print how often each fault has struck, and each path was taken, in all of them
 #
 # Other options go to `noctule sim`. The first failure ends it and prints the command that replays
 # it.
@@ -55,12 +55,43 @@ work() {
             cp "$log" "$logs/failed"
             break
         fi
-        if [[ " ${rest[*]} " == *" --table "* ]]; then
-            cat "$log"
-        fi
+        cat "$log" >>"$log.all"
         done=$((done + part))
     done
     echo "$done" >"$log.done"
+}
+
+# One table of those of all parts: rows are summed, of medians the least is kept.
+sum_tables() {
+    awk '
+        /^median of / {
+            seeds += $3; proven += $16
+            split("5 7 9 12", at, " ")
+            for (i in at) if (!(i in least) || $at[i] + 0 < least[i]) least[i] = $at[i] + 0
+        }
+        / times +seeds$/ {
+            if (!($0 in known)) { known[$0]; head[rows + 1] = $0 }
+            in_rows = 1
+            next
+        }
+        /^not in any world$/ { in_rows = 0; rest = "" }
+        in_rows && NF == 3 {
+            if (!($1 in times)) name[++rows] = $1
+            times[$1] += $2; runs[$1] += $3
+        }
+        !in_rows { rest = rest "\n" $0 }
+        END {
+            printf "%d seeds, %d messages proven; the least median of a part: ", seeds, proven
+            printf "%d packets, %d shards, %d kinds struck, ", least[1], least[2], least[3]
+            printf "%d of them faults\n", least[4]
+            for (i = 1; i <= rows; i++) {
+                if (i in head) printf "\n%s\n", head[i]
+                printf "%-28s %12d %8d\n", name[i], times[name[i]], runs[name[i]]
+                if (!times[name[i]]) never = never " " name[i]
+            }
+            print rest
+            print never ? "\nnever struck:" never : "\neach was struck"
+        }' "$@"
 }
 
 share=$(((seeds + workers - 1) / workers))
@@ -78,4 +109,7 @@ echo "$total seeds from $from in $elapsed s, $((total * 60 / (elapsed > 0 ? elap
 if [[ -e $logs/failed ]]; then
     cat "$logs/failed"
     exit 1
+fi
+if [[ " ${rest[*]} " == *" --table "* ]]; then
+    sum_tables "$logs"/*.all
 fi

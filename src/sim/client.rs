@@ -54,7 +54,8 @@ pub enum Stage {
     Online,
     /// It said DISCONNECT, or was refused: the broker has to close.
     Ending,
-    /// It broke the protocol: the broker has to close, and may say so.
+    /// It broke the protocol, or asked for what is not to be had: the broker has to close, and may
+    /// say so.
     Broken,
 }
 
@@ -124,6 +125,8 @@ pub struct Client {
     pub receive_max: u16,
     /// A packet id is used again as soon as it is free.
     pub takes_lowest_id: bool,
+    /// What the broker says when it closes on what it does not support, see [`Stage::Broken`].
+    pub awaits: Option<ReasonCode>,
     /// It does not read before.
     pub deaf_until: Time,
     /// It does not connect before.
@@ -186,6 +189,7 @@ impl Client {
             // Until it is told.
             receive_max: 1,
             takes_lowest_id: false,
+            awaits: None,
             deaf_until: Time::ZERO,
             away_until: Time::ZERO,
             last_sent: Time::ZERO,
@@ -312,6 +316,7 @@ impl Client {
         self.unacknowledged.clear();
         self.ping_sent = false;
         self.alias_max = 0;
+        self.awaits = None;
         self.is_early = false;
         self.changed_expiry = None;
         self.begun = self.orders;

@@ -155,6 +155,43 @@ kinds! {
     Herd = "herd",
     /// Clients that use a packet id again as soon as it is free.
     LowestId = "lowest-packet-id",
+    /// Clients that ask for what the broker does not take, and a broker that takes less than it may.
+    Refusals = "refused-requests",
+}
+
+impl Kind {
+    /// Whether something goes wrong, in the network, the kernel, the clock, the disk or the process;
+    /// the others are what clients do, and what the broker offers.
+    pub const fn is_fault(self) -> bool {
+        matches!(
+            self,
+            Self::SmallReads
+                | Self::ShortWrites
+                | Self::Delays
+                | Self::Resets
+                | Self::Vanish
+                | Self::ZeroWindow
+                | Self::NoBuffers
+                | Self::Emfile
+                | Self::RegisterError
+                | Self::FewCompletions
+                | Self::Shuffled
+                | Self::LateEnds
+                | Self::StalledShard
+                | Self::Spurious
+                | Self::ClockJump
+                | Self::Restart
+                | Self::Crash
+                | Self::CoarseAges
+                | Self::PowerCut
+                | Self::DiskStuck
+                | Self::DiskWriteError
+                | Self::DiskSyncError
+                | Self::DiskFull
+                | Self::DiskReadOnly
+                | Self::MidWrite
+        )
+    }
 }
 
 /// Which kinds are on, how often they strike, and how often they did.

@@ -24,6 +24,7 @@ mod login;
 pub mod network;
 pub mod oracle;
 pub mod random;
+mod refusals;
 pub mod terms;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 use super::faults::{Faults, Kind};
 use super::random::Random;
 use crate::broker::strategy::{Strategies, Strategy};
-use crate::broker::{Config, Durability, Level};
+use crate::broker::{Config, Durability, Level, QoS};
 use crate::ids::PlacementKey;
 
 /// See the [module](self).
@@ -35,7 +35,16 @@ pub struct Terms {
     pub segment_bytes: u64,
     /// Whether queues are left to the journal alone.
     pub evicts: bool,
+    /// Highest QoS that it supports.
+    pub qos_max: QoS,
+    /// Whether it retains messages.
+    pub retains: bool,
+    /// Whether subscriptions may have identifiers.
+    pub identifiers: bool,
 }
+
+/// Levels of a topic that it takes.
+pub const LEVELS_MAX: usize = 20;
 
 impl Terms {
     /// A seed's choice, for clients with these ids that are to have their sessions at any time.
@@ -71,6 +80,9 @@ impl Terms {
         if evicts {
             faults.strikes(Kind::Evict, &mut Random::new(0, 0), 1000);
         }
+        let mut lacking = Random::new(placement.0, 6);
+        let lacks = faults.is_on(Kind::Refusals) && lacking.chance(400);
+        let lacks = lacks.then(|| lacking.below(3));
         let level = lasting.pick(&[Level::Process, Level::Power, Level::Power]);
         let default = Config::default();
         let at = |shard: usize| {
@@ -83,6 +95,11 @@ impl Terms {
             if on { little } else { much }
         };
         let config = Config {
+            maximum_qos: if lacks == Some(0) { QoS::AtLeastOnce } else { QoS::ExactlyOnce },
+            retain_available: lacks != Some(1),
+            subscription_identifiers: lacks != Some(2),
+            payload_format_check: true,
+            topic_levels_max: LEVELS_MAX,
             maximum_packet_size: choose(packets, &[300, 2000], 2 * 1024 * 1024) as u32,
             keep_alive_max_secs: choose(keep_alive, &[5, 30], 0) as u16,
             queue_len_max: choose(queue, &[1, 4, 20], default.queue_len_max),
@@ -135,6 +152,9 @@ impl Terms {
             reshards: durable && !few_sessions,
             segment_bytes: lasting.pick(&[16, 32, 128]) * 1024,
             evicts,
+            qos_max: config.maximum_qos,
+            retains: config.retain_available && !memory,
+            identifiers: config.subscription_identifiers,
         };
         (terms, config)
     }

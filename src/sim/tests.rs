@@ -32,6 +32,9 @@ fn terms() -> Terms {
         reshards: false,
         segment_bytes: 16 * 1024,
         evicts: false,
+        qos_max: QoS::ExactlyOnce,
+        retains: true,
+        identifiers: true,
     }
 }
 

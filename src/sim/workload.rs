@@ -90,6 +90,7 @@ impl Workload<'_> {
                 let steps = self.random.below(3) as u8;
                 self.client.log_in_again(self.network, steps);
             }
+            25..27 if self.strikes(Kind::Refusals) => self.ask_too_much(),
             _ if self.strikes(Kind::Herd) => self.follow(),
             _ => self.publish(),
         }
@@ -99,7 +100,8 @@ impl Workload<'_> {
     fn follow(&mut self) {
         let topic = format!("h/{}", self.oracle.message_count() / HERD_MESSAGES);
         if self.random.chance(600) && self.is_new(&topic) {
-            let qos = self.random.pick(&[QoS::AtLeastOnce, QoS::ExactlyOnce]);
+            let qos =
+                self.random.pick(&[QoS::AtLeastOnce, QoS::ExactlyOnce]).min(self.terms.qos_max);
             self.subscribe_to(&[(topic, SubscriptionOptions::new(qos))], None);
         } else {
             self.publish_one(Some((topic, false)));
@@ -166,6 +168,9 @@ impl Workload<'_> {
         if version != Version::V5 && self.terms.keep_alive_max > 0 {
             let most = u64::from(self.terms.keep_alive_max);
             asked.keep_alive = self.random.between(1, most) as u16;
+            if self.strikes(Kind::Refusals) {
+                asked.keep_alive = self.terms.keep_alive_max + 1;
+            }
         }
         if version == Version::V5 && self.strikes(Kind::Login) {
             asked.login = Some(self.random.below(4) as u8);
@@ -234,8 +239,11 @@ impl Workload<'_> {
         }
         let delayed = self.client.version == Version::V5 && self.strikes(Kind::WillDelay);
         let delay_secs = if delayed { self.random.between(1, 30) as u32 } else { 0 };
+        // Of a large one it is seen that there is no memory for it.
+        let is_large = self.terms.refuses && self.network.faults.is_on(Kind::Refusals);
+        let len = if is_large { 1000 } else { 20 };
         let message = Message {
-            retain: !self.terms.refuses && self.strikes_of(Kind::Retain, 200),
+            retain: self.terms.retains && self.strikes_of(Kind::Retain, 200),
             will: Some(WillTerms {
                 link,
                 delay_secs,
@@ -249,7 +257,7 @@ impl Workload<'_> {
                 judged: false,
                 is_recent: false,
             }),
-            ..self.message(20)
+            ..self.message(len)
         };
         Some(self.oracle.on_new_message(message))
     }
@@ -284,7 +292,8 @@ impl Workload<'_> {
     }
 
     fn qos(&mut self) -> QoS {
-        self.random.pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce, QoS::ExactlyOnce])
+        let all = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
+        self.random.pick(&all).min(self.terms.qos_max)
     }
 
     /// Publishes one message, or a burst.
@@ -315,12 +324,12 @@ impl Workload<'_> {
             message.qos = QoS::AtMostOnce;
         }
         // Memory that is kept for good would never be enough.
-        message.retain = !self.terms.refuses && self.strikes(Kind::Retain);
+        message.retain = self.terms.retains && self.strikes(Kind::Retain);
         if message.retain && self.strikes_of(Kind::Clear, 100) {
             message.len = 0;
         }
         if let Some((topic, retain)) = to
-            && !(retain && self.terms.refuses)
+            && (self.terms.retains || !retain)
         {
             message.topic = topic;
             message.retain |= retain;
@@ -413,8 +422,9 @@ impl Workload<'_> {
             }
             filters.push((filter.to_owned(), options));
         }
-        let id = (self.client.version == Version::V5 && self.strikes(Kind::Identifiers))
-            .then(|| self.random.between(1, 9) as u32);
+        let may_have = self.client.version == Version::V5 && self.terms.identifiers;
+        let id =
+            (may_have && self.strikes(Kind::Identifiers)).then(|| self.random.between(1, 9) as u32);
         self.subscribe_to(&filters, id);
     }
 

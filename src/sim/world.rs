@@ -31,7 +31,7 @@ use super::workload::Workload;
 use super::{Options, Report};
 use crate::broker::{Config, Stats};
 use crate::clock::Time;
-use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
+use crate::codec::mqtt::{SubscriptionOptions, Version};
 use crate::ids::PlacementKey;
 use crate::io::Wait;
 use crate::shard::{ControlMessage, Shard, Turn};
@@ -498,7 +498,7 @@ impl World {
     fn audit_begins(&mut self) -> bool {
         let auditor = self.clients.len() - 1;
         self.workload(auditor, |mut workload| {
-            let options = SubscriptionOptions::new(QoS::ExactlyOnce);
+            let options = SubscriptionOptions::new(workload.terms.qos_max);
             workload.subscribe_to(&[("#".to_owned(), options)], None);
         });
         self.oracle.begin_audit(auditor);

@@ -141,7 +141,11 @@ impl Client {
             }
             (Stage::Broken, Packet::Disconnect(disconnect)) => {
                 let of_packet = [ReasonCode::MALFORMED_PACKET, ReasonCode::PROTOCOL_ERROR];
-                if !of_packet.contains(&disconnect.reason) {
+                let is_due = match self.awaits {
+                    Some(reason) => disconnect.reason == reason,
+                    None => of_packet.contains(&disconnect.reason),
+                };
+                if !is_due {
                     judge_end(self, network, oracle, link, Some(disconnect.reason));
                 }
             }
@@ -186,7 +190,12 @@ impl Client {
     fn on_connack(&mut self, network: &mut Network, oracle: &mut Oracle, connack: &ConnAck<'_>) {
         let index = self.index;
         if connack.reason.is_error() {
-            oracle.on_refused(index, self.asked.clean, self.is_late_login(), connack.reason);
+            // One of 3.x cannot be told a shorter keep alive.
+            let most = oracle.terms().keep_alive_max;
+            let is_too_long =
+                self.version != Version::V5 && most > 0 && self.asked.keep_alive > most;
+            let may_not = is_too_long || self.is_late_login();
+            oracle.on_refused(index, self.asked.clean, may_not, connack.reason);
             self.away_until = now() + Duration::from_millis(500);
             self.stage = Stage::Ending;
             return;

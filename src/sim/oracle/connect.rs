@@ -91,9 +91,9 @@ impl Oracle {
         }
     }
 
-    /// CONNACK says no.
-    pub fn on_refused(&mut self, client: usize, clean: bool, is_late: bool, reason: ReasonCode) {
-        if is_late && reason == ReasonCode::NOT_AUTHORIZED {
+    /// CONNACK says no. `may_not`: its keep alive was too long, or its authentication took so.
+    pub fn on_refused(&mut self, client: usize, clean: bool, may_not: bool, reason: ReasonCode) {
+        if may_not && reason == ReasonCode::NOT_AUTHORIZED {
             return;
         }
         let is_full = matches!(reason, ReasonCode::QUOTA_EXCEEDED | ReasonCode::SERVER_UNAVAILABLE);
