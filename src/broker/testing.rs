@@ -456,6 +456,19 @@ impl World {
         options: SubscriptionOptions,
         subscription_id: Option<u32>,
     ) {
+        self.send_subscribe(client, filter, options, subscription_id);
+        let suback = self.take_first(client, |got| matches!(got, Got::SubAck(..)));
+        assert_eq!(suback, Some(Got::SubAck(999, vec![options.qos as u8])));
+    }
+
+    /// Asks for one filter, whatever comes of it.
+    pub(crate) fn send_subscribe(
+        &mut self,
+        client: Client,
+        filter: &str,
+        options: SubscriptionOptions,
+        subscription_id: Option<u32>,
+    ) {
         let filters = [SubscribeFilter { filter, options }];
         let subscribe = Subscribe {
             packet_id: id(999),
@@ -464,8 +477,6 @@ impl World {
             filters: SubscribeFilters::new(&filters),
         };
         self.send(client, &Packet::Subscribe(subscribe));
-        let suback = self.take_first(client, |got| matches!(got, Got::SubAck(..)));
-        assert_eq!(suback, Some(Got::SubAck(999, vec![options.qos as u8])));
     }
 
     pub(crate) fn unsubscribe(&mut self, client: Client, filter: &str) {

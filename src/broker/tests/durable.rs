@@ -74,15 +74,7 @@ fn what_waits_is_recorded_because_somebody_durable_may_come() {
     world.publish(publisher, "late", "2", QoS::ExactlyOnce, 3);
     world.publish(publisher, "nobody", "3", QoS::AtLeastOnce, 4);
     let options = SubscriptionOptions::new(QoS::ExactlyOnce);
-    world.send(
-        subscriber,
-        &Packet::Subscribe(Subscribe {
-            packet_id: id(9),
-            subscription_id: None,
-            user_properties: UserProperties::default(),
-            filters: SubscribeFilters::new(&[SubscribeFilter { filter: "late", options }]),
-        }),
-    );
+    world.send_subscribe(subscriber, "late", options, None);
     world.publish(publisher, "late", "4", QoS::ExactlyOnce, 5);
     let names: Vec<u64> = published(&world).iter().map(|id| id.sequence()).collect();
     assert!(names.len() == 3 && names.is_sorted(), "{names:?}");
