@@ -263,6 +263,10 @@ pub(crate) struct Changes {
     committed_bytes: u64,
     /// Ascending: how many bytes there were with some changes.
     marks: VecDeque<(u64, u64)>,
+    /// Clients whose session has ended, by which change, until that is committed.
+    ended: BTreeMap<Rc<str>, u64>,
+    /// The same, ascending; also of those that have ended again since.
+    ended_in_order: VecDeque<(u64, Rc<str>)>,
 }
 
 impl Changes {
@@ -283,6 +287,8 @@ impl Changes {
             marked_bytes: 0,
             committed_bytes: 0,
             marks: VecDeque::new(),
+            ended: BTreeMap::new(),
+            ended_in_order: VecDeque::new(),
         }
     }
 
@@ -366,8 +372,29 @@ impl Changes {
         seen.map(|(origin, sequence)| MessageId::new(ShardId::new(origin), *sequence)).collect()
     }
 
+    /// Says that the session of this client is over.
+    pub(crate) fn end(&mut self, changes: &mut Vec<Change>, client_id: Rc<str>) {
+        let number = self.record(changes, Record::SessionEnded { client_id: client_id.clone() });
+        self.ended.insert(client_id.clone(), number);
+        self.ended_in_order.push_back((number, client_id));
+    }
+
+    /// Whether a session of this client has ended, and may come back with a crash: its end is not
+    /// committed yet.
+    pub(crate) fn is_ending(&self, client_id: &str) -> bool {
+        !self.ended.is_empty() && self.ended.contains_key(client_id)
+    }
+
     pub(crate) fn committed(&mut self, change: u64) {
         self.committed = self.committed.max(change);
+        while let Some((number, client_id)) = self.ended_in_order.front()
+            && *number <= change
+        {
+            if self.ended.get(client_id) == Some(number) {
+                self.ended.remove(client_id);
+            }
+            self.ended_in_order.pop_front();
+        }
         while let Some(&(number, bytes)) = self.marks.front()
             && number <= change
         {

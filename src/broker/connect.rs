@@ -231,7 +231,9 @@ impl Broker {
         }
         let changes = self.changes.last();
         let existing = self.sessions.find(&connecting.client_id);
-        if self.changes.is_down() && self.is_recorded_for(id, existing, &connecting) {
+        let has_ended = self.changes.is_ending(&connecting.client_id);
+        if self.changes.is_down() && (has_ended || self.is_recorded_for(id, existing, &connecting))
+        {
             // SHARDS.md J8: nothing has happened yet.
             self.stats.refused_disk_session += 1;
             return self.refuse(now, id, &connecting.client_id, ReasonCode::SERVER_UNAVAILABLE);
@@ -267,7 +269,8 @@ impl Broker {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.rare().connecting = Some(connecting);
         }
-        if self.changes.last() == changes {
+        // An earlier CONNECT, to which nothing was said yet, may have ended what there was.
+        if self.changes.last() == changes && !has_ended {
             return self.welcome(now, id);
         }
         // What CONNACK says of the session is to be as durable as that.

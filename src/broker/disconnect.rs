@@ -237,8 +237,7 @@ impl Broker {
         self.run_moves(now);
         self.stats.sessions_ended += 1;
         if session.is_recorded {
-            let client_id = session.client_id;
-            self.changes.record(&mut self.out.changes, Record::SessionEnded { client_id });
+            self.changes.end(&mut self.out.changes, session.client_id);
         }
     }
 

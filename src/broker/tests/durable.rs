@@ -248,6 +248,29 @@ fn an_assignment_committed_between_connections() {
     );
 }
 
+/// SHARDS.md J1, MQTT-3.1.2-4: CONNACK says that there is no session any more, whoever has ended it. A
+/// CONNECT that was taken over before its own answer has, and the end may be undone by a crash.
+#[test]
+fn connack_waits_for_the_end_of_the_session_before() {
+    let mut world = recording(1);
+    world.join(&stay(Version::V5, "s"));
+    world.commits = false;
+    let first = world.connect(&hello(Version::V5, "s"));
+    assert_eq!(world.take(first), [], "the end is not committed");
+    let second = world.connect(&hello(Version::V5, "s"));
+    assert!(world.is_closed(first));
+    assert_eq!(world.take(second), [], "nor is it now");
+    let other = world.connect(&hello(Version::V5, "other"));
+    assert!(matches!(world.take(other)[..], [Got::ConnAck { .. }]), "who has nothing to wait for");
+    commit(&mut world);
+    let success = Got::ConnAck { session_present: false, reason: ReasonCode::SUCCESS };
+    assert_eq!(world.take(second), [success]);
+    // It is over: another one has nothing to wait for.
+    world.commits = false;
+    let third = world.connect(&hello(Version::V5, "s"));
+    assert!(matches!(world.take(third)[..], [Got::ConnAck { .. }]));
+}
+
 /// SHARDS.md H5: a PUBREL whose RECEIVED is committed between CONNECT and CONNACK comes behind
 /// CONNACK, once.
 #[test]
