@@ -27,6 +27,7 @@ fn options(folder: &Path) -> Options {
         placement: 1,
         segment_bytes_first: 64 * 1024,
         segment_bytes_max: 64 * 1024,
+        direct: true,
     }
 }
 
@@ -70,7 +71,7 @@ impl Host {
 
     fn perform(&mut self, op: &mut FileOp) -> std::io::Result<usize> {
         match op {
-            FileOp::Open { file, path, create } => {
+            FileOp::Open { file, path, create, .. } => {
                 let opened =
                     OpenOptions::new().read(true).write(true).create(*create).open(path)?;
                 self.files.insert(*file, opened);

@@ -48,6 +48,7 @@ pub fn options(folder: &Path) -> Options {
         placement: 1,
         segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
         segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
+        direct: true,
     }
 }
 

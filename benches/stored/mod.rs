@@ -67,6 +67,7 @@ impl Journal {
             placement: 1,
             segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
             segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
+            direct: true,
         };
         let log = recover::recover(&Nothing, options, 1).expect("there is nothing").log;
         Self { log, ops: Vec::new() }

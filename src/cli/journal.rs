@@ -111,6 +111,7 @@ fn options(folder: &Path) -> Options {
         placement: 0,
         segment_bytes_first: JOURNAL_SEGMENT_BYTES_FIRST,
         segment_bytes_max: JOURNAL_SEGMENT_BYTES_MAX,
+        direct: true,
     }
 }
 

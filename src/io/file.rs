@@ -18,8 +18,8 @@ pub struct FileId(pub u32);
 /// One operation. The buffers belong to the backend until it is done.
 #[derive(Debug)]
 pub enum FileOp {
-    /// Opens a file for reading and writing, past the page cache where the file system can. One
-    /// that did not exist is empty; its name lasts when its directory was synced.
+    /// Opens a file for reading and writing. One that did not exist is empty; its name lasts when its
+    /// directory was synced.
     Open {
         /// Under which number; not in use.
         file: FileId,
@@ -27,6 +27,8 @@ pub enum FileOp {
         path: PathBuf,
         /// Whether it may be made.
         create: bool,
+        /// Past the page cache, where the file system can.
+        direct: bool,
     },
     /// Writes all of `buf` from `from` on. Both, and `offset`, are multiples of [`BLOCK`].
     Write {

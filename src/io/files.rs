@@ -196,8 +196,8 @@ fn perform(
 ) -> io::Result<usize> {
     let fd = || fd.ok_or_else(|| io::Error::from(Errno::BADF));
     match op {
-        FileOp::Open { path, create, .. } => {
-            *opened = Some(open(path, *create)?);
+        FileOp::Open { path, create, direct, .. } => {
+            *opened = Some(open(path, *create, *direct)?);
             Ok(0)
         }
         FileOp::Write { offset, buf, from, sync, .. } => {
@@ -212,13 +212,13 @@ fn perform(
     }
 }
 
-/// Past the page cache, unless the file system (tmpfs, some network ones) has nothing else.
-fn open(path: &Path, create: bool) -> io::Result<OwnedFd> {
+/// `direct`: past the page cache, unless the file system (tmpfs, some network ones) has nothing else.
+fn open(path: &Path, create: bool, direct: bool) -> io::Result<OwnedFd> {
     let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
     flags.set(OFlags::CREATE, create);
     let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::open(path, flags | OFlags::DIRECT, mode) {
-        Err(Errno::INVAL) => Ok(rustix::fs::open(path, flags, mode)?),
+    match rustix::fs::open(path, if direct { flags | OFlags::DIRECT } else { flags }, mode) {
+        Err(Errno::INVAL) if direct => Ok(rustix::fs::open(path, flags, mode)?),
         result => Ok(result?),
     }
 }

@@ -48,7 +48,7 @@
 //! one is whole, or failed, and then nobody knows what of it stands in the file, nor whether what
 //! was written before and not synced is still there. With `sync` a write is on disk when it is over
 //! (`RWF_DSYNC`); [`FileOp::Sync`] makes all earlier writes last, [`FileOp::SyncDir`] names. Files
-//! are opened for direct access (`O_DIRECT`), and without where that is refused. A ring does reads
+//! may be opened for direct access (`O_DIRECT`), and are without where that is refused. A ring does reads
 //! and writes itself; everything else that may wait is done by two threads of the backend, which
 //! begin with their first operation: one for what is prepared or put away, one for the rest. Files stay open until they are closed, removed, or the backend
 //! is dropped; that waits for what is under way.

@@ -291,7 +291,7 @@ fn decode(record: &[u8]) -> Option<Line> {
     let path = || PathBuf::from(std::ffi::OsStr::from_bytes(rest));
     let len = || Some(u32::from_le_bytes(*rest.first_chunk::<4>()?) as usize);
     Some(Line::Asked(match *kind {
-        OPEN => FileOp::Open { file, path: path(), create: is_set },
+        OPEN => FileOp::Open { file, path: path(), create: is_set, direct: true },
         WRITE => {
             let mut buf = BlockBuf::with_capacity(rest.len());
             buf.append(rest.len(), |out| out.extend_from_slice(rest));
@@ -334,7 +334,7 @@ mod tests {
         let mut tap = tap(folder.path());
         let path: PathBuf = "/d/f".into();
         let all = vec![
-            FileOp::Open { file: FILE, path: path.clone(), create: true },
+            FileOp::Open { file: FILE, path: path.clone(), create: true, direct: true },
             write(0, false),
             write(5, true),
             FileOp::Read { file: FILE, offset: 8, buf: BlockBuf::zeroed(BLOCK) },

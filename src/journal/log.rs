@@ -53,6 +53,10 @@ pub struct Options {
     pub segment_bytes_first: u64,
     /// Size of a segment at most, unless a record is larger.
     pub segment_bytes_max: u64,
+    /// Its files are opened for direct access: a write goes to the device, and no page cache lies
+    /// between. Without, it goes to the page cache, which survives the process and not the power; a
+    /// commit that is synced, as it is before a segment's file is used again, waits for all of it.
+    pub direct: bool,
 }
 
 /// Where a log goes on from.

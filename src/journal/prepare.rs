@@ -126,6 +126,7 @@ impl Preparing {
                 file: FileId(file),
                 path: segment::path(&options.folder, file),
                 create: !is_found,
+                direct: options.direct,
             },
             Step::Zero { file, bytes, done } => {
                 let len = (bytes - done).min(JOURNAL_ZERO_BYTES as u64) as usize;

@@ -281,7 +281,7 @@ impl Log {
         let found = self.segments.iter_mut().find(|segment| segment.file == file)?;
         found.is_opening = true;
         let path = segment::path(&self.options.folder, file);
-        Some(FileOp::Open { file: FileId(file), path, create: false })
+        Some(FileOp::Open { file: FileId(file), path, create: false, direct: self.options.direct })
     }
 
     /// Segments that are open, beyond those that are to be synced.

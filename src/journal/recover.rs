@@ -172,6 +172,15 @@ pub fn recover_some(
     let mut bodies =
         Window { store, segments: &segments, bytes: Vec::new(), at: None, report: report_to };
     let state = fold.export(&mut bodies, most);
+    if options.direct {
+        // An earlier run may have promised less, and what it has written is built upon now.
+        for segment in &segments {
+            if let Err(error) = store.sync(segment.file) {
+                let name = store.name(segment.file);
+                report.damaged(|| format!("{name}: what stands in it cannot be synced: {error}"));
+            }
+        }
+    }
     let tail = match tail {
         Some((index, _, frame)) => {
             let records = reading.tail_records;

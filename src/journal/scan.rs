@@ -37,6 +37,14 @@ pub trait Store {
     /// It will be read soon, from its beginning to its end.
     fn prefetch(&self, _file: u32) {}
 
+    /// Puts all that was written to it on disk.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn sync(&self, _file: u32) -> io::Result<()> {
+        Ok(())
+    }
+
     /// How to call a file in a message.
     fn name(&self, file: u32) -> String;
 }
@@ -79,6 +87,10 @@ impl Store for Directory {
             // Without it reading takes longer, and that is all.
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
         }
+    }
+
+    fn sync(&self, file: u32) -> io::Result<()> {
+        File::open(segment::path(&self.0, file))?.sync_data()
     }
 
     fn name(&self, file: u32) -> String {

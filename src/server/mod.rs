@@ -234,6 +234,8 @@ fn recover(
         placement: data.placement().0,
         segment_bytes_first: rig.segment_bytes.unwrap_or(limits::JOURNAL_SEGMENT_BYTES_FIRST),
         segment_bytes_max: rig.segment_bytes.unwrap_or(limits::JOURNAL_SEGMENT_BYTES_MAX),
+        // Who asks for no more than what survives the process is not to wait for a device.
+        direct: config.durability.highest() == Level::Power,
     };
     let tap = Tap::new(&rig.tap)
         .map_err(|error| StartError::new(format!("cannot record the journal: {error}")))?;

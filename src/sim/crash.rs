@@ -117,6 +117,7 @@ fn options() -> Options {
         placement: KEY.0,
         segment_bytes_first: 32 * 1024,
         segment_bytes_max: 64 * 1024,
+        direct: true,
     }
 }
 

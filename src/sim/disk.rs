@@ -200,7 +200,7 @@ impl Disk {
             {
                 Err(error(rustix::io::Errno::IO))
             }
-            FileOp::Open { file, path, create } => self.open(user, *file, path, *create),
+            FileOp::Open { file, path, create, .. } => self.open(user, *file, path, *create),
             FileOp::Write { file, offset, buf, from, sync } => {
                 let inode = self.inode(user, *file)?;
                 let bytes = &buf.as_slice()[*from..];
@@ -381,7 +381,11 @@ mod tests {
 
     fn opened(seed: u64) -> Disk {
         let mut disk = Disk::new(seed);
-        run(&mut disk, FileOp::Open { file: FILE, path: "/d/f".into(), create: true }).unwrap();
+        run(
+            &mut disk,
+            FileOp::Open { file: FILE, path: "/d/f".into(), create: true, direct: true },
+        )
+        .unwrap();
         run(&mut disk, FileOp::SyncDir { path: "/d".into() }).unwrap();
         disk
     }
@@ -439,7 +443,11 @@ mod tests {
         let mut gone = 0;
         for seed in 0..50 {
             let mut disk = Disk::new(seed);
-            run(&mut disk, FileOp::Open { file: FILE, path: "/d/f".into(), create: true }).unwrap();
+            run(
+                &mut disk,
+                FileOp::Open { file: FILE, path: "/d/f".into(), create: true, direct: true },
+            )
+            .unwrap();
             write(&mut disk, 0, 1, true).unwrap();
             disk.cut_power();
             gone += u32::from(disk.files().next().is_none());

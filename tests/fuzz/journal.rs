@@ -80,6 +80,7 @@ fuzz_target!(|input: &[u8]| {
         placement: 0,
         segment_bytes_first: 1 << 20,
         segment_bytes_max: 1 << 20,
+        direct: true,
     };
     let recovered = recover(&Memory(RefCell::new(file)), options, 1).expect("it always starts");
     let _ = recovered.state.partition(noctule::ids::PlacementKey(1), 3);

@@ -19,14 +19,14 @@ fn block(byte: u8, len: usize) -> BlockBuf {
 
 const FILE: FileId = FileId(3);
 
-/// On the disk, and on a file system that has nothing but a page cache.
+/// On the disk, directly and through the page cache, and on a file system that has nothing else.
 pub(super) fn files_are_written_and_read<B: Open>() {
-    let mut folders = vec![tempfile::tempdir().unwrap()];
-    folders.extend(tempfile::tempdir_in("/dev/shm").ok());
-    for folder in folders {
+    let on_disk = [true, false].map(|direct| (tempfile::tempdir().unwrap(), direct));
+    let in_memory = tempfile::tempdir_in("/dev/shm").ok().map(|folder| (folder, true));
+    for (folder, direct) in on_disk.into_iter().chain(in_memory) {
         let mut rig = Rig::<B>::new(&small_settings());
         let path = folder.path().join("f");
-        let open = FileOp::Open { file: FILE, path: path.clone(), create: true };
+        let open = FileOp::Open { file: FILE, path: path.clone(), create: true, direct };
         file(&mut rig, open).result.unwrap();
         for (sync, byte) in [(false, 1), (true, 2)] {
             let buf = block(byte, 3 * BLOCK);
@@ -55,14 +55,14 @@ pub(super) fn a_file_operation_that_cannot_be_done_says_so<B: Open>() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::<B>::new(&small_settings());
     let path = folder.path().join("none");
-    let missing = FileOp::Open { file: FILE, path: path.clone(), create: false };
+    let missing = FileOp::Open { file: FILE, path: path.clone(), create: false, direct: true };
     assert_eq!(file(&mut rig, missing).result.unwrap_err().kind(), ErrorKind::NotFound);
     let write = FileOp::Write { file: FILE, offset: 0, buf: block(1, BLOCK), from: 0, sync: true };
     assert_eq!(file(&mut rig, write).result.unwrap_err().raw_os_error(), Some(libc::EBADF));
     let removed = file(&mut rig, FileOp::Remove { file: FILE, path });
     assert_eq!(removed.result.unwrap_err().kind(), ErrorKind::NotFound);
     // A device that is always full.
-    let full = FileOp::Open { file: FILE, path: "/dev/full".into(), create: false };
+    let full = FileOp::Open { file: FILE, path: "/dev/full".into(), create: false, direct: true };
     file(&mut rig, full).result.unwrap();
     let write = FileOp::Write { file: FILE, offset: 0, buf: block(1, BLOCK), from: 0, sync: false };
     assert_eq!(file(&mut rig, write).result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
@@ -74,7 +74,9 @@ pub(super) fn a_write_under_way_is_finished_when_the_backend_is_dropped<B: Open>
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::<B>::new(&small_settings());
     let path = folder.path().join("f");
-    file(&mut rig, FileOp::Open { file: FILE, path: path.clone(), create: true }).result.unwrap();
+    file(&mut rig, FileOp::Open { file: FILE, path: path.clone(), create: true, direct: true })
+        .result
+        .unwrap();
     let buf = block(7, LEN);
     rig.backend.file(FileOp::Write { file: FILE, offset: 0, buf, from: 0, sync: true });
     rig.poll(Wait::None);
@@ -86,7 +88,8 @@ pub(super) fn a_write_under_way_is_finished_when_the_backend_is_dropped<B: Open>
 pub(super) fn the_end_of_a_file_operation_ends_the_wait<B: Open>() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::<B>::new(&small_settings());
-    let open = FileOp::Open { file: FILE, path: folder.path().join("f"), create: true };
+    let open =
+        FileOp::Open { file: FILE, path: folder.path().join("f"), create: true, direct: true };
     rig.backend.file(open);
     for round in 0..50 {
         while rig.files.is_empty() {
@@ -114,7 +117,9 @@ pub(super) fn what_is_prepared_keeps_no_write_waiting<B: Open>() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = Rig::<B>::new(&small_settings());
     let path = |name: &str| folder.path().join(name);
-    file(&mut rig, FileOp::Open { file: FILE, path: path("f"), create: true }).result.unwrap();
+    file(&mut rig, FileOp::Open { file: FILE, path: path("f"), create: true, direct: true })
+        .result
+        .unwrap();
     file(&mut rig, FileOp::SyncDir { path: folder.path().to_owned() }).result.unwrap();
     // Opening it waits until somebody writes to it.
     let mode = rustix::fs::Mode::RWXU;
@@ -123,7 +128,7 @@ pub(super) fn what_is_prepared_keeps_no_write_waiting<B: Open>() {
     rig.backend.file(FileOp::SyncDir { path: path("pipe") });
     let writer = Writer(path("pipe"));
     let other = FileId(FILE.0 + 1);
-    rig.backend.file(FileOp::Open { file: other, path: path("g"), create: true });
+    rig.backend.file(FileOp::Open { file: other, path: path("g"), create: true, direct: true });
     let buf = block(1, BLOCK);
     rig.backend.file(FileOp::Write { file: FILE, offset: 0, buf, from: 0, sync: true });
     rig.until("end of the write", |rig| !rig.files.is_empty());

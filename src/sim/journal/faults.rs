@@ -39,6 +39,7 @@ fn options() -> Options {
         placement: 1,
         segment_bytes_first: 16 * 1024,
         segment_bytes_max: 16 * 1024,
+        direct: true,
     }
 }
 

@@ -41,6 +41,7 @@ fn options() -> Options {
         placement: 7,
         segment_bytes_first: 32 * 1024,
         segment_bytes_max: 64 * 1024,
+        direct: true,
     }
 }
 

@@ -114,6 +114,7 @@ impl World {
             placement: self.seed,
             segment_bytes_first: self.terms.segment_bytes,
             segment_bytes_max: self.terms.segment_bytes * 4,
+            direct: true,
         };
         let most = if self.config.queues_evict { self.seed % 3 * 1000 } else { u64::MAX };
         let recovered = recover_some(&Folder(&self.shared.borrow().disk), options, self.seed, most);
