@@ -43,6 +43,15 @@ pub struct Terms {
     pub identifiers: bool,
 }
 
+const STRATEGIES: [Strategy; 6] = [
+    Strategy::RoundRobin,
+    Strategy::Random,
+    Strategy::Sticky,
+    Strategy::HashClientId,
+    Strategy::HashTopic,
+    Strategy::LeastInFlight,
+];
+
 /// Levels of a topic that it takes.
 pub const LEVELS_MAX: usize = 20;
 
@@ -80,16 +89,10 @@ impl Terms {
         if evicts {
             faults.strikes(Kind::Evict, &mut Random::new(0, 0), 1000);
         }
-        let mut lacking = Random::new(placement.0, 6);
-        let lacks = faults.is_on(Kind::Refusals) && lacking.chance(400);
-        let lacks = lacks.then(|| lacking.below(3));
+        let lacks = lacks(faults, placement);
         let level = lasting.pick(&[Level::Process, Level::Power, Level::Power]);
         let default = Config::default();
-        let at = |shard: usize| {
-            let is_home = |id: &&String| placement.home_of(id, shards).index() == shard;
-            clients.iter().filter(is_home).count()
-        };
-        let most_sessions = (0..shards).map(at).max().unwrap_or(0);
+        let most_sessions = most_sessions(shards, placement, clients);
         let mut choose = |on: bool, little: &[usize], much: usize| {
             let little = random.pick(little);
             if on { little } else { much }
@@ -119,14 +122,7 @@ impl Terms {
             },
             durability: Durability::of_all(level),
             shared_strategies: Strategies {
-                default: random.pick(&[
-                    Strategy::RoundRobin,
-                    Strategy::Random,
-                    Strategy::Sticky,
-                    Strategy::HashClientId,
-                    Strategy::HashTopic,
-                    Strategy::LeastInFlight,
-                ]),
+                default: random.pick(&STRATEGIES),
                 ..Strategies::default()
             },
             ..default
@@ -158,4 +154,19 @@ impl Terms {
         };
         (terms, config)
     }
+}
+
+/// What it does without, if anything: QoS 2, retained messages, Subscription Identifiers.
+fn lacks(faults: &Faults, placement: PlacementKey) -> Option<u64> {
+    let mut random = Random::new(placement.0, 6);
+    (faults.is_on(Kind::Refusals) && random.chance(400)).then(|| random.below(3))
+}
+
+/// How many clients are at home on the shard that has most.
+fn most_sessions(shards: usize, placement: PlacementKey, clients: &[String]) -> usize {
+    let at = |shard: usize| {
+        let is_home = |id: &&String| placement.home_of(id, shards).index() == shard;
+        clients.iter().filter(is_home).count()
+    };
+    (0..shards).map(at).max().unwrap_or(0)
 }

@@ -161,17 +161,7 @@ impl Workload<'_> {
                 asked.packet_max = self.random.between(100, 3000) as u32;
             }
         }
-        if self.strikes(Kind::KeepAlive) {
-            asked.keep_alive = self.random.between(1, 20) as u16;
-        }
-        // One of 3.x cannot be told of a cap, and is refused beyond it.
-        if version != Version::V5 && self.terms.keep_alive_max > 0 {
-            let most = u64::from(self.terms.keep_alive_max);
-            asked.keep_alive = self.random.between(1, most) as u16;
-            if self.strikes(Kind::Refusals) {
-                asked.keep_alive = self.terms.keep_alive_max + 1;
-            }
-        }
+        asked.keep_alive = self.keep_alive();
         if version == Version::V5 && self.strikes(Kind::Login) {
             asked.login = Some(self.random.below(4) as u8);
         }
@@ -231,6 +221,18 @@ impl Workload<'_> {
                 if self.random.chance(300) { self.subscribe() } else { self.publish_one(None) }
             }
         }
+    }
+
+    fn keep_alive(&mut self) -> u16 {
+        let wanted =
+            if self.strikes(Kind::KeepAlive) { self.random.between(1, 20) as u16 } else { 0 };
+        let most = self.terms.keep_alive_max;
+        if self.client.version == Version::V5 || most == 0 {
+            return wanted;
+        }
+        // One of 3.x cannot be told of a cap, and is refused beyond it.
+        let within = self.random.between(1, u64::from(most)) as u16;
+        if self.strikes(Kind::Refusals) { most + 1 } else { within }
     }
 
     fn will(&mut self, link: usize, expiry_secs: u32) -> Option<u64> {
