@@ -35,7 +35,7 @@ use crate::codec::mqtt::{SubscriptionOptions, Version};
 use crate::ids::PlacementKey;
 use crate::io::Wait;
 use crate::shard::{ControlMessage, Shard, Turn};
-use restart::End;
+use restart::{End, STALL_MICROS};
 
 /// Turns in a calm world after which it should have come to rest.
 const REST_STEPS: usize = 400_000;
@@ -371,7 +371,8 @@ impl World {
         }
         if strikes(network, Kind::StalledShard, 300) {
             let index = number as usize % self.runners.len();
-            self.runners[index].stalled_until = now() + Duration::from_micros(number % 3_000_000);
+            self.runners[index].stalled_until =
+                now() + Duration::from_micros(number % STALL_MICROS);
             network.trace.line(now(), || format!("shard {index} stalls"));
         }
         if strikes(network, Kind::Spurious, 50) {

@@ -46,6 +46,8 @@ const UNIX_MS: u64 = 1_000_000_000_000;
 const BEGINS_SECS: u64 = 1000;
 /// Steps after which a doomed process ends though nothing is written.
 const DOOMED_STEPS: u32 = 2000;
+/// The longest that a shard does not run, in µs.
+pub(super) const STALL_MICROS: u64 = 3_000_000;
 /// The longest that a trouble of the disk lasts, in ms.
 const TROUBLE_MS: u64 = 3000;
 
@@ -97,10 +99,23 @@ impl World {
                 }
             })
             .collect();
+        self.begin_late();
         let wakers: Vec<Waker> = self.runners.iter().map(|runner| runner.shard.waker()).collect();
         for runner in &mut self.runners {
             runner.shard.start(wakers.clone()).expect("invariant: a simulated listener is watched");
             runner.wait = runner.shard.prepare();
+        }
+    }
+
+    /// Threads begin when they are let: some have said nothing while others are long at work.
+    fn begin_late(&mut self) {
+        let network = &mut self.shared.borrow_mut().network;
+        for (index, runner) in self.runners.iter_mut().enumerate() {
+            if network.faults.strikes_by_weight(Kind::StalledShard, &mut self.random) {
+                let micros = self.random.below(STALL_MICROS);
+                runner.stalled_until = now() + Duration::from_micros(micros);
+                network.trace.line(now(), || format!("shard {index} begins late"));
+            }
         }
     }
 
