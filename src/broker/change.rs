@@ -86,7 +86,7 @@ pub enum Record {
         options: u8,
         /// Subscription Identifier.
         subscription_id: Option<u32>,
-        /// Per origin, the last QoS 1 message that has come here before: it owes none up to that
+        /// Per origin, the last message that has come here before: it owes none at QoS 1 up to that
         /// (SHARDS.md J7).
         seen: Box<[MessageId]>,
     },
@@ -96,7 +96,7 @@ pub enum Record {
         client_id: Rc<str>,
         /// As in [`Record::Subscribe`].
         filter: Box<str>,
-        /// Per origin, the last QoS 1 message that has come here before: what is above, the
+        /// Per origin, the last message that has come here before: what is above, at QoS 1, the
         /// subscription has not had.
         seen: Box<[MessageId]>,
     },
@@ -248,7 +248,7 @@ pub(crate) struct Changes {
     committed: u64,
     /// The greatest sequence number of a message that was named or seen here.
     sequence: u64,
-    /// Per origin, that of its last QoS 1 message that came here; of this one, of its own.
+    /// Per origin, that of its last message at QoS 1 or 2 that came here; of this one, of its own.
     seen: Vec<u64>,
     /// Ascending by number.
     parked: VecDeque<(u64, ConnId, Parked)>,
@@ -341,7 +341,7 @@ impl Changes {
     /// Names a message of this shard's publishers.
     pub(crate) fn next_message_id(&mut self, qos: QoS) -> MessageId {
         self.sequence += 1;
-        if qos == QoS::AtLeastOnce {
+        if qos > QoS::AtMostOnce {
             self.seen[self.shard.index()] = self.sequence;
         }
         MessageId::new(self.shard, self.sequence)
@@ -350,23 +350,24 @@ impl Changes {
     /// A message of another shard has come from that shard itself, or by way of others.
     pub(crate) fn on_seen(&mut self, from: ShardId, id: MessageId, qos: QoS) {
         self.sequence = self.sequence.max(id.sequence());
-        if id.origin() == from && qos == QoS::AtLeastOnce {
+        if id.origin() == from && qos > QoS::AtMostOnce {
             self.on_seen_through(from, id.sequence());
         }
     }
 
-    /// Whatever QoS 1 message that shard named up to this number has come, or will not come.
+    /// What that shard has named up to this number has come, or will not come: all at QoS 1, and Wills.
+    /// Other QoS 2 messages are forwarded behind their records.
     pub(crate) fn on_seen_through(&mut self, from: ShardId, sequence: u64) {
         let seen = &mut self.seen[from.index()];
         *seen = (*seen).max(sequence);
     }
 
-    /// The sequence number of this shard's own last QoS 1 message.
+    /// The sequence number of this shard's own last message at QoS 1 or 2.
     pub(crate) fn seen_here(&self) -> u64 {
         self.seen[self.shard.index()]
     }
 
-    /// Per origin, the last QoS 1 message that has come here (SHARDS.md J7).
+    /// Per origin, the last message at QoS 1 or 2 that has come here (SHARDS.md J7).
     pub(crate) fn seen(&self) -> Box<[MessageId]> {
         let seen = self.seen.iter().enumerate().filter(|(_, sequence)| **sequence > 0);
         seen.map(|(origin, sequence)| MessageId::new(ShardId::new(origin), *sequence)).collect()

@@ -216,7 +216,7 @@ pub(crate) enum Entry<'a> {
     /// All changes up to this number are applied; with the sender's retained counters.
     Applied {
         through: u64,
-        /// The sequence number of the sender's last QoS 1 message with a record.
+        /// The sequence number of the sender's last message with a record, at QoS 1 or 2.
         seen: u64,
         counters: Row<'a>,
     },

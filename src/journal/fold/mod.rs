@@ -6,8 +6,8 @@
 //! topic. Payloads are not kept.
 //!
 //! - A PUB is owed to each durable session that has a plain subscription at QoS 1 or 2 that matches
-//!   when it is taken, No Local regarded, unless it is a QoS 1 publication that is not above what
-//!   the subscription's `seen` says of its origin; and to each group with such a member.
+//!   when it is taken, No Local regarded, unless it is a QoS 1 publication or a Will that is not above
+//!   what the subscription's `seen` says of its origin; and to each group with such a member.
 //! - ACKED, DONE and GROUPACK end that, also when they stand before their PUB (J6): names of one
 //!   origin ascend in the log, so one above the last PUB of its origin is early, and any other is
 //!   late and says nothing.

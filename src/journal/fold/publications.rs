@@ -12,7 +12,9 @@ impl Fold {
         let mut is_general = true;
         let Self { candidates, sessions, plain, last_pub, .. } = self;
         candidates.clear();
-        let (name, is_at_once) = (publish.message, publish.qos == 1);
+        // What is forwarded at once may have come before the subscription began, though its PUB comes
+        // behind: QoS 1, and Wills at any.
+        let (name, is_at_once) = (publish.message, publish.qos == 1 || publish.is_will);
         plain.visit_matches(publish.topic, |_, subs| {
             for sub in subs.iter() {
                 is_general &= sub.options & NO_LOCAL == 0 && !sub.waits(last_pub);

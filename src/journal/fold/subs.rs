@@ -32,7 +32,8 @@ impl Sub {
         self.seen.iter().any(|name| sequence_of(*name) > last_pub[origin_of(*name)])
     }
 
-    /// Whether this QoS 1 message came to its home before it was to be owed.
+    /// Whether this message, if it is one that is forwarded at once, came to its home before it was to
+    /// be owed.
     pub(crate) fn had(&self, name: u64) -> bool {
         let covers = |last: &u64| {
             origin_of(*last) == origin_of(name) && sequence_of(name) <= sequence_of(*last)
