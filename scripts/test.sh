@@ -98,9 +98,7 @@ stage_clients() {
 stage_sim() {
     cargo test --locked --test sim
     scripts/mutants.sh --check
-    # Of worlds with a journal, past failures only: of fresh ones one in some hundred still fails.
-    scripts/sim.sh --binary "$(target_dir)/debug/noctule" --seeds "${NOCTULE_SIM_SEEDS:-200}" \
-        --without durability
+    scripts/sim.sh --binary "$(target_dir)/debug/noctule" --seeds "${NOCTULE_SIM_SEEDS:-200}"
 }
 
 stage_cost() {
