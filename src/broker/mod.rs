@@ -712,10 +712,13 @@ impl Broker {
         self.sessions.find(client_id).and_then(|key| self.sessions.get(key)).and_then(|s| s.conn)
     }
 
-    /// Largest frame that this connection may send now, fixed header included.
+    /// Largest frame that this connection may send now, fixed header included. One that was ended, by a
+    /// takeover for example, may still send what it might before: nobody looks at it.
     pub fn packet_size_max(&self, conn: ConnId) -> usize {
         match self.conns.state(conn) {
-            Some(conn::State::Online) => self.config.maximum_packet_size as usize,
+            Some(conn::State::Online | conn::State::Closing) => {
+                self.config.maximum_packet_size as usize
+            }
             _ => self.config.connect_size_max.min(self.config.maximum_packet_size as usize),
         }
     }

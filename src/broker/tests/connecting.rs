@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crate::broker::auth::{Authorize, ConnectRequest};
 use crate::broker::testing::*;
-use crate::broker::{Auth, Config, Decision};
+use crate::broker::{Accepted, Auth, Broker, Config, Decision, Frame};
+use crate::clock::Time;
 use crate::codec::mqtt::{
     Ack, Connect, ConnectProperties, Disconnect, Packet, QoS, ReasonCode, Version,
 };
-use crate::ids::ConnId;
+use crate::ids::{ConnId, PlacementKey, ShardId};
 
 const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
 
@@ -476,4 +477,27 @@ fn a_client_that_never_reads_its_answers_is_ended() {
     assert!(got.len() <= 503, "1000 bytes are 500 answers, and one more is noticed: {}", got.len());
     assert!(world.is_closed(client));
     assert_eq!(world.brokers[0].stats().disconnects_unread, 1);
+}
+
+/// What comes on a connection in the moment in which it is taken over may be as large as before.
+#[test]
+fn a_takeover_makes_no_packet_too_large() {
+    let config = Config::default();
+    let mut broker = Broker::new(config.clone(), ShardId::new(0), 1, PlacementKey(1), 1);
+    let mut frame = Vec::new();
+    Packet::Connect(hello(Version::V5, "c")).encode(Version::V5, &mut frame);
+    let conns = [0, 1].map(|index| ConnId { index, generation: 1 });
+    let max = |broker: &Broker| conns.map(|conn| broker.packet_size_max(conn));
+    for conn in conns {
+        broker.handle_open(Time::ZERO, conn, Accepted { at: Time::ZERO, listener: 0, peer: None });
+    }
+    let strange = config.connect_size_max;
+    assert_eq!(max(&broker), [strange; 2]);
+    for (conn, expected) in conns.into_iter().zip([1, 2]) {
+        let frame = Frame { bytes: &frame, shared: None };
+        let _ = broker.handle_frame(Time::ZERO, conn, None, frame, &mut "");
+        let known = max(&broker).into_iter().filter(|max| *max > strange).count();
+        assert_eq!(known, expected);
+    }
+    assert_eq!(broker.stats().takeovers, 1);
 }
