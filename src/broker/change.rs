@@ -383,7 +383,7 @@ impl Changes {
     /// Whether a session of this client has ended, and may come back with a crash: its end is not
     /// committed yet.
     pub(crate) fn is_ending(&self, client_id: &str) -> bool {
-        !self.ended.is_empty() && self.ended.contains_key(client_id)
+        self.ended.contains_key(client_id)
     }
 
     pub(crate) fn committed(&mut self, change: u64) {

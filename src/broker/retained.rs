@@ -324,9 +324,10 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
         return;
     }
     if let Some(index) = existing {
-        let publisher = retained.publisher(message.publisher_id);
+        if *retained.values[index as usize].publisher != *message.publisher_id {
+            retained.values[index as usize].publisher = retained.publisher(message.publisher_id);
+        }
         let value = &mut retained.values[index as usize];
-        value.publisher = publisher;
         new.publisher = Some(&value.publisher);
         let replaced = std::mem::replace(&mut value.message, messages.insert(new));
         messages.release(replaced);
@@ -524,6 +525,24 @@ mod tests {
                 prop_assert_eq!(replayed(&mut broker, &filter, limit), expected);
             }
         }
+    }
+
+    /// Values of one publisher in a row share its id; and a value that is replaced keeps what it has, so
+    /// publishers that take turns cost no memory for each message.
+    #[test]
+    fn a_publisher_that_is_known_is_not_written_down_again() {
+        let mut broker = broker();
+        let all = [("a", "p"), ("b", "p"), ("c", "q")];
+        let store = |broker: &mut Broker| {
+            all.map(|(topic, publisher_id)| {
+                put(broker, Message { publisher_id, ..message(topic) });
+                broker.retained.find(topic).unwrap().publisher.clone()
+            })
+        };
+        let [first, second, third] = store(&mut broker);
+        assert!(Rc::ptr_eq(&first, &second) && !Rc::ptr_eq(&second, &third));
+        let again = store(&mut broker);
+        assert!([first, second, third].iter().zip(&again).all(|(old, new)| Rc::ptr_eq(old, new)));
     }
 
     #[test]
