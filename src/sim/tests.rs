@@ -58,25 +58,7 @@ fn pass(duration: Duration) {
 
 /// Retained, by client 0.
 fn message(link: usize) -> Message {
-    Message {
-        client: 0,
-        link,
-        topic: "t".to_owned(),
-        qos: QoS::AtLeastOnce,
-        retain: true,
-        len: 20,
-        expiry: None,
-        sent: now(),
-        acked: None,
-        refused: false,
-        transmissions: 1,
-        resent: false,
-        shared_copies: 0,
-        life: 0,
-        first_life: 0,
-        may_be_lost: false,
-        will: None,
-    }
+    Message { retain: true, ..Message::new(0, link, "t".to_owned(), QoS::AtLeastOnce, 20) }
 }
 
 /// Of a client's connection that has a Will, which is published at once when it ends, and of a
@@ -85,19 +67,7 @@ fn behind_a_will(is_over_first: bool) -> Option<&'static str> {
     let mut network = network();
     let mut oracle = Oracle::new(2, true, terms());
     let link = network.connect(0, 0);
-    let terms = WillTerms {
-        link,
-        delay_secs: 0,
-        expiry_secs: 0,
-        armed: false,
-        ended: None,
-        disconnected: false,
-        unsure: false,
-        due: None,
-        cancelled: None,
-        judged: false,
-        is_recent: false,
-    };
+    let terms = WillTerms::new(link, 0, 0);
     oracle.on_new_message(Message { will: Some(terms), ..message(link) });
     oracle.on_connect(0, link, true, (0, u32::MAX));
     oracle.on_connack(0, true, Some(false), &network);

@@ -246,19 +246,7 @@ impl Workload<'_> {
         let len = if is_large { 1000 } else { 20 };
         let message = Message {
             retain: self.terms.retains && self.strikes_of(Kind::Retain, 200),
-            will: Some(WillTerms {
-                link,
-                delay_secs,
-                expiry_secs,
-                armed: false,
-                ended: None,
-                disconnected: false,
-                unsure: false,
-                due: None,
-                cancelled: None,
-                judged: false,
-                is_recent: false,
-            }),
+            will: Some(WillTerms::new(link, delay_secs, expiry_secs)),
             ..self.message(len)
         };
         Some(self.oracle.on_new_message(message))
@@ -269,28 +257,12 @@ impl Workload<'_> {
             0..3 if self.network.faults.is_on(Kind::Shared) => self.random.pick(&SHARED_TOPICS),
             _ => self.random.pick(&TOPICS),
         };
-        Message {
-            client: self.client.index,
-            link: self.client.link.unwrap_or_default(),
-            topic: match self.strikes(Kind::ManyTopics) {
-                true => format!("m/{}", self.random.below(150)),
-                false => topic.to_owned(),
-            },
-            qos: self.qos(),
-            retain: false,
-            len,
-            expiry: None,
-            sent: now(),
-            acked: None,
-            refused: false,
-            transmissions: 1,
-            resent: false,
-            shared_copies: 0,
-            life: 0,
-            first_life: 0,
-            may_be_lost: false,
-            will: None,
-        }
+        let topic = match self.strikes(Kind::ManyTopics) {
+            true => format!("m/{}", self.random.below(150)),
+            false => topic.to_owned(),
+        };
+        let link = self.client.link.unwrap_or_default();
+        Message::new(self.client.index, link, topic, self.qos(), len)
     }
 
     fn qos(&mut self) -> QoS {

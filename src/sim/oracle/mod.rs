@@ -75,6 +75,31 @@ pub struct Message {
     pub will: Option<WillTerms>,
 }
 
+impl Message {
+    /// One that is sent now, not retained, and no Will.
+    pub fn new(client: usize, link: usize, topic: String, qos: QoS, len: usize) -> Self {
+        Self {
+            client,
+            link,
+            topic,
+            qos,
+            retain: false,
+            len,
+            expiry: None,
+            sent: now(),
+            acked: None,
+            refused: false,
+            transmissions: 1,
+            resent: false,
+            shared_copies: 0,
+            life: 0,
+            first_life: 0,
+            may_be_lost: false,
+            will: None,
+        }
+    }
+}
+
 /// One SUBSCRIBE to one filter.
 #[derive(Clone, Debug)]
 struct Asked {

@@ -33,6 +33,25 @@ pub struct WillTerms {
     pub is_recent: bool,
 }
 
+impl WillTerms {
+    /// Of this connection, of which nothing has happened yet.
+    pub const fn new(link: usize, delay_secs: u32, expiry_secs: u32) -> Self {
+        Self {
+            link,
+            delay_secs,
+            expiry_secs,
+            armed: false,
+            ended: None,
+            disconnected: false,
+            unsure: false,
+            due: None,
+            cancelled: None,
+            judged: false,
+            is_recent: false,
+        }
+    }
+}
+
 /// What is late only because a shard did not run.
 const SLACK: Duration = Duration::from_secs(8);
 
