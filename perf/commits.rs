@@ -96,7 +96,7 @@ fn redb(folder: &Path, records: u64, time: Duration) {
             for number in first..first + records {
                 batch.clear(1 << 20);
                 batch.push(ORIGIN, number, &publish(number, &PAYLOAD), clocks());
-                for body in batch.bodies() {
+                for (body, _) in batch.entries() {
                     table.insert(number, body).expect("insert");
                 }
             }

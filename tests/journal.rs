@@ -130,6 +130,7 @@ fn publish(sequence: u64) -> Record {
         retain: false,
         deadline: None,
         is_will: false,
+        groups: None,
     }
 }
 

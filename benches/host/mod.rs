@@ -38,6 +38,7 @@ pub fn publish(sequence: u64, payload: &'static [u8]) -> Record {
         retain: false,
         deadline: None,
         is_will: false,
+        groups: None,
     }
 }
 

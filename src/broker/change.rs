@@ -25,6 +25,7 @@ use super::content::Content;
 use super::message::{MessageId, MessageKey};
 use super::publication::Publication;
 use super::session::SessionKey;
+use super::shared_sub::{GroupName, Named};
 use super::{Broker, Config, Level, Place, Wait, matches, route};
 
 /// One durable change of this shard's state.
@@ -60,6 +61,9 @@ pub enum Record {
         /// It is this client's Will, which is fired with it. Of what nobody durable wants and is
         /// not retained, [`Record::WillDeleted`] says as much.
         is_will: bool,
+        /// The groups that it is given to: no other is owed it, whoever is in it by the time that the
+        /// journal takes this (SHARDS.md J9).
+        groups: Named,
     },
     /// SESSION: it exists, with this expiry.
     Session {
@@ -174,8 +178,8 @@ pub enum Record {
     },
     /// GROUPACK: a shared subscription's group is done with a message. May stand before its PUB.
     GroupAck {
-        /// `share name/filter`.
-        group: Box<str>,
+        /// Which.
+        group: Rc<GroupName>,
         /// Which message.
         message: MessageId,
     },
@@ -194,7 +198,7 @@ impl Record {
             Self::Subscribe { filter, seen, .. } | Self::Unsubscribe { filter, seen, .. } => {
                 filter.len() + size_of_val::<[MessageId]>(seen)
             }
-            Self::GroupAck { group, .. } => group.len(),
+            Self::GroupAck { group, .. } => group.key().len(),
             _ => 0,
         };
         (size_of::<Change>() + more) as u64
@@ -211,7 +215,7 @@ pub(crate) enum Parked {
     /// PUBCOMP.
     PubComp(PacketId, ReasonCode),
     /// A QoS 2 publication is forwarded, then PUBREC (J2). It is, also when its publisher is gone.
-    Forward { message: MessageKey, packet_id: PacketId, session: SessionKey },
+    Forward { message: MessageKey, packet_id: PacketId, session: SessionKey, named: Named },
     /// PUBLISH towards a client (J3).
     Publish { session: SessionKey, packet_id: PacketId },
     /// PUBREL towards a client (J3).
@@ -508,8 +512,8 @@ impl Broker {
                 state.parked = state.parked.saturating_sub(1);
             }
             match parked {
-                Parked::Forward { message, packet_id, session } => {
-                    self.forward_committed(now, conn, message, packet_id, session);
+                Parked::Forward { message, packet_id, session, named } => {
+                    self.forward_committed(now, conn, message, (packet_id, session, named));
                 }
                 Parked::Publish { session, packet_id } => self.on_assigned(now, session, packet_id),
                 Parked::PubRel { session, packet_id } => self.on_received(session, packet_id),
@@ -575,8 +579,7 @@ impl Broker {
         now: Time,
         conn: ConnId,
         message: MessageKey,
-        packet_id: PacketId,
-        session: SessionKey,
+        (packet_id, session, named): (PacketId, SessionKey, Named),
     ) {
         let stored = self.messages.take(message);
         let publisher = stored.publisher.clone().unwrap_or_default();
@@ -591,9 +594,11 @@ impl Broker {
             publisher: Some(session),
             publisher_id: &publisher,
             id: stored.id,
+            named,
             memo: super::publication::Memo::default(),
         };
         let route = matches::find(self, publication.topic);
+        self.end_in_groups_gone(&publication, &route);
         let receivers = self.route(now, &publication, &route);
         matches::put_back(self, route);
         self.messages.give_back(message, stored);

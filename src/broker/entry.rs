@@ -44,6 +44,10 @@ const DEADLINE: u8 = 1 << 5;
 const STAMP: u8 = 1 << 6;
 const STORE: u8 = 1 << 7;
 
+/// Flags of a group.
+const RETURNED: u8 = 1;
+const IS_OWED: u8 = 1 << 1;
+
 /// Which retained publish of its pair (origin, owner) this is; the origin is who sends the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -97,6 +101,7 @@ impl<'a> Message<'a> {
             publisher: None,
             publisher_id: self.publisher_id,
             id: self.id,
+            named: None,
             memo: Memo::default(),
         }
     }
@@ -135,6 +140,8 @@ pub(crate) struct ToGroup<'a> {
     pub(crate) spread: u32,
     /// It came back once from a shard that had only offline members: whoever has any takes it.
     pub(crate) returned: bool,
+    /// The message's PUB names the group.
+    pub(crate) is_owed: bool,
 }
 
 /// What a change of interest is about.
@@ -206,8 +213,7 @@ pub(crate) enum Entry<'a> {
     /// The target of a message to a group has nobody for it (SHARDS.md S2).
     Back {
         message: Message<'a>,
-        key: &'a str,
-        spread: u32,
+        group: ToGroup<'a>,
     },
     Interest {
         number: u64,
@@ -264,9 +270,7 @@ impl<'a> Iterator for Groups<'a> {
 
     fn next(&mut self) -> Option<ToGroup<'a>> {
         self.rest = self.rest.checked_sub(1)?;
-        let returned = self.reader.byte() != 0;
-        let spread = self.reader.length();
-        Some(ToGroup { key: self.reader.text(), spread, returned })
+        Some(self.reader.group())
     }
 }
 
@@ -295,17 +299,16 @@ impl Batch {
     }
 
     pub(crate) fn push_group(&mut self, group: ToGroup<'_>) {
-        self.bytes.push(u8::from(group.returned));
+        self.bytes.push(flag(group.returned, RETURNED) | flag(group.is_owed, IS_OWED));
         self.push_number(u64::from(group.spread));
         self.push_text(group.key);
     }
 
-    pub(crate) fn push_back(&mut self, message: &Message<'_>, key: &str, spread: u32) {
+    pub(crate) fn push_back(&mut self, message: &Message<'_>, group: ToGroup<'_>) {
         self.push_tag(message, (BACK, BACK_RECORDED));
         self.push_head(message, 0);
         self.push_body(message);
-        self.push_number(u64::from(spread));
-        self.push_text(key);
+        self.push_group(group);
     }
 
     pub(crate) fn push_interest(&mut self, number: u64, change: Interest<'_>) {
@@ -488,9 +491,7 @@ impl<'a> Reader<'a> {
         let rest = self.length();
         let groups = Groups { rest, reader: self.clone() };
         for _ in 0..rest {
-            self.byte();
-            self.number();
-            self.text();
+            self.group();
         }
         Entry::Publish { message, duty: Duty { plain: flags & PLAIN != 0, store, stamp }, groups }
     }
@@ -517,8 +518,13 @@ impl<'a> Reader<'a> {
     fn back(&mut self, id: Option<MessageId>) -> Entry<'a> {
         let (flags, deadline) = self.head();
         let message = self.body((id, flags), deadline, "");
-        let spread = self.length();
-        Entry::Back { message, key: self.text(), spread }
+        Entry::Back { message, group: self.group() }
+    }
+
+    fn group(&mut self) -> ToGroup<'a> {
+        let (flags, spread) = (self.byte(), self.length());
+        let (returned, is_owed) = (flags & RETURNED != 0, flags & IS_OWED != 0);
+        ToGroup { key: self.text(), spread, returned, is_owed }
     }
 
     fn body(
@@ -666,16 +672,16 @@ mod tests {
         let stamp = Some(Stamp { owner: ShardId::new(5), number: u64::MAX });
         let duty = Duty { plain: true, store: true, stamp };
         let light = Duty { plain: false, store: false, stamp: None };
-        let groups = [
-            ToGroup { key: "g/a/+", spread: 0, returned: false },
-            ToGroup { key: "h/a/b", spread: u32::MAX, returned: true },
+        let groups_of_first = [
+            ToGroup { key: "g/a/+", spread: 0, returned: false, is_owed: true },
+            ToGroup { key: "h/a/b", spread: u32::MAX, returned: true, is_owed: false },
         ];
         let members = Members { all: 300, online: 2, durable: 0 };
         let mut batch = Batch::default();
-        batch.push_publish(&small, duty, groups.len());
-        groups.iter().for_each(|group| batch.push_group(*group));
+        batch.push_publish(&small, duty, groups_of_first.len());
+        groups_of_first.iter().for_each(|group| batch.push_group(*group));
         batch.push_publish(&shared, light, 0);
-        batch.push_back(&shared, "g/a/+", 300);
+        batch.push_back(&shared, ToGroup { spread: 300, ..groups_of_first[0] });
         batch.push_interest(129, Interest::Exact { hash: 1 << 63, state: 1 });
         batch.push_interest(130, Interest::Wild { filter: "a/#", state: 3 });
         batch.push_interest(131, Interest::Group { key: "g/a/+", members });
@@ -694,16 +700,17 @@ mod tests {
         assert_same(&message, &small);
         assert_eq!(message.id, None);
         assert_eq!((read, message.publisher_id), (duty, "client"));
-        assert_eq!(named.collect::<Vec<_>>(), groups);
+        assert_eq!(named.collect::<Vec<_>>(), groups_of_first);
         let Some(Entry::Publish { message, duty: read, mut groups }) = reader.next() else {
             panic!("a publish")
         };
         assert_same(&message, &shared);
         assert_eq!(message.id, id);
         assert!(read == light && groups.next().is_none() && message.shared.is_some());
-        let Some(Entry::Back { message, key: "g/a/+", spread: 300 }) = reader.next() else {
+        let Some(Entry::Back { message, group }) = reader.next() else {
             panic!("a message that comes back")
         };
+        assert_eq!(group, ToGroup { spread: 300, ..groups_of_first[0] });
         assert_eq!(message.id, id);
         for expected in [
             (129, Interest::Exact { hash: 1 << 63, state: 1 }),

@@ -12,7 +12,9 @@ use crate::ids::ConnId;
 use super::change::{Parked, Record};
 use super::deliver::online;
 use super::inflight::Stage;
+use super::matches::Route;
 use super::message::{MessageId, MessageKey, Messages};
+use super::publication::Publication;
 use super::queue::{Left, Queued};
 use super::session::SessionKey;
 use super::shared_sub::Chosen;
@@ -107,7 +109,7 @@ impl Broker {
         if let Some(Queued { message, group, .. }) = received {
             // The ASSIGN of a durable session has said as much.
             if !is_recorded && group.is_some() {
-                self.record_end(key, stored_id(&self.messages, message), group);
+                self.record_end(key, stored_id(&self.messages, message), group.as_ref());
             }
             self.messages.release(message);
         }
@@ -154,7 +156,7 @@ impl Broker {
         }
         if let Some(Queued { message, group, .. }) = finished {
             if !(is_recorded && is_assigned) {
-                self.record_end(key, stored_id(&self.messages, message), group);
+                self.record_end(key, stored_id(&self.messages, message), group.as_ref());
             }
             self.messages.release(message);
         }
@@ -168,7 +170,7 @@ impl Broker {
         &mut self,
         key: SessionKey,
         id: Option<MessageId>,
-        group: Option<Chosen>,
+        group: Option<&Chosen>,
     ) {
         // Without a record of it there is no end to be recorded.
         if let Some(message) = id
@@ -181,12 +183,12 @@ impl Broker {
     /// The same for what leaves the queue unsent, with its reference.
     pub(super) fn drop_left(&mut self, key: SessionKey, Left { body, group, .. }: Left) {
         let id = body.release(&mut self.messages);
-        self.record_end(key, id, group);
+        self.record_end(key, id, group.as_ref());
     }
 
-    fn record_end_of(&mut self, key: SessionKey, message: MessageId, group: Option<Chosen>) {
+    fn record_end_of(&mut self, key: SessionKey, message: MessageId, group: Option<&Chosen>) {
         if let Some(group) = group {
-            return self.record_group_end(group, message);
+            return self.record_group_end(group, Some(message));
         }
         let client_id = match self.sessions.get(key) {
             Some(session) if session.is_durable() => session.client_id.clone(),
@@ -195,15 +197,22 @@ impl Broker {
         self.changes.record(&mut self.out.changes, Record::Acked { client_id, message });
     }
 
-    /// The group is done with this message, whoever had it (SHARDS.md J9).
-    pub(super) fn record_group_end(&mut self, chosen: Chosen, message: MessageId) {
-        let Self { shared_subs, changes, out, .. } = self;
-        if let Some(key) = shared_subs.key_of(chosen.group)
-            && shared_subs.get(chosen.group).is_durable()
-            && changes.is_enabled()
-        {
-            let group = key.into();
-            changes.record(&mut out.changes, Record::GroupAck { group, message });
+    /// The group is done with this message, whoever had it, and whether anybody is known to be in it
+    /// or not (SHARDS.md J9).
+    pub(super) fn record_group_end(&mut self, chosen: &Chosen, message: Option<MessageId>) {
+        if let Some(message) = message.filter(|_| chosen.is_owed) {
+            let record = Record::GroupAck { group: chosen.group.clone(), message };
+            self.changes.record(&mut self.out.changes, record);
+        }
+    }
+
+    /// A message leaves behind its PUB: groups that this names, and that are gone, do not get it.
+    pub(super) fn end_in_groups_gone(&mut self, publication: &Publication<'_>, route: &Route) {
+        for group in publication.named() {
+            if !route.matches.groups.contains(&group.id()) {
+                let chosen = Chosen { group: group.clone(), spread: 0, is_owed: true };
+                self.record_group_end(&chosen, publication.id);
+            }
         }
     }
 }

@@ -10,7 +10,6 @@ use crate::ids::ShardId;
 use super::entry::{Duty, Entry, Interest as Change, Message, Reader, ToGroup};
 use super::publication::Publication;
 use super::retained::{self, Store};
-use super::shared_sub::Chosen;
 use super::{
     Batch, Broker, announce, ending, matches, membership, memory, replay, route, subscribe,
 };
@@ -34,12 +33,9 @@ pub(crate) fn on_batch(broker: &mut Broker, now: Time, from: ShardId, batch: &Ba
                     on_group_message(broker, now, from, &publication, group);
                 }
             }
-            Entry::Back { message, key, spread } => {
-                let publication = message.to_publication();
-                match broker.shared_subs.find(key).map(|group| Chosen { group, spread }) {
-                    Some(chosen) => route::to_group(broker, now, &publication, chosen, true),
-                    None => broker.stats.dropped_no_member += 1,
-                }
+            Entry::Back { message, group } => {
+                let chosen = broker.shared_subs.chosen(group);
+                route::to_group(broker, now, &message.to_publication(), &chosen, true);
             }
             Entry::Interest { number, change } => on_interest(broker, from, number, change),
             Entry::Applied { through, seen, counters } => {
@@ -117,11 +113,11 @@ fn on_group_message(
         let group = broker.shared_subs.get(id);
         let takes = group.online() > 0 || to.returned || !group.is_online_elsewhere();
         if takes && group.len() > 0 {
-            let chosen = Chosen { group: id, spread: to.spread };
-            return route::to_member(broker, now, publication, chosen);
+            let chosen = broker.shared_subs.chosen(to);
+            return route::to_member(broker, now, publication, &chosen);
         }
     }
-    broker.out.batches[from.index()].push_back(&Message::of(publication), to.key, to.spread);
+    broker.out.batches[from.index()].push_back(&Message::of(publication), to);
 }
 
 /// What another shard wants has changed.

@@ -12,7 +12,7 @@ use super::Broker;
 use super::alias::TopicId;
 use super::interest::Wanted;
 use super::session::SessionKey;
-use super::shared_sub::GroupId;
+use super::shared_sub::{GroupId, Named};
 use super::subscription::{FilterState, Subscription};
 use super::topic_tree::{FilterId, TopicTree};
 
@@ -201,4 +201,12 @@ pub(crate) fn put_back(broker: &mut Broker, route: Box<Route>) {
 pub(crate) fn is_wanted_durably(broker: &Broker, route: &Route) -> bool {
     let mut groups = route.matches.groups.iter();
     route.matches.durable || groups.any(|group| broker.shared_subs.get(*group).is_durable())
+}
+
+/// The groups among them that may keep a message: its PUB names them (SHARDS.md J9).
+pub(crate) fn name_groups(broker: &Broker, route: &Route) -> Named {
+    let all = route.matches.groups.iter().map(|group| broker.shared_subs.get(*group));
+    let mut named = all.filter(|group| group.is_durable()).map(|group| group.name.clone());
+    let first = named.next()?;
+    Some(std::iter::once(first).chain(named).collect())
 }

@@ -69,7 +69,7 @@ pub(super) fn tell_members(broker: &mut Broker, group: GroupId) {
     if raises {
         group.raised = number;
     }
-    let change = Change::Group { key: &group.key, members };
+    let change = Change::Group { key: group.name.key(), members };
     broker.interest.say(&mut broker.out.batches, number, change);
 }
 

@@ -97,6 +97,7 @@ pub use content::Content;
 pub use durability::{Durability, Level};
 pub use durable::DurableState;
 pub use policy::{Refer, Referral};
+pub use shared_sub::{GroupName, Named};
 pub use stats::Stats;
 
 /// What the operator decides about MQTT. Defaults are [`limits`]'.

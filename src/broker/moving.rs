@@ -73,11 +73,11 @@ impl Broker {
                     self.moves.waiting.push_back((group, message));
                 }
                 (Some(group), Body::Evicted(id)) => self.moves.evicted.push_back((group, id)),
-                _ => {
+                (group, body) => {
                     let id = body.release(&mut self.messages);
                     // Without this the journal would give it to another member (SHARDS.md J9).
-                    if let (Some(group), Some(id)) = (group, id) {
-                        self.record_group_end(group, id);
+                    if let Some(group) = group {
+                        self.record_group_end(&group, id);
                     }
                     self.stats.dropped_session_ended += 1;
                 }
@@ -91,14 +91,14 @@ impl Broker {
         let were_full = self.moves.is_full();
         self.ask_for_moves();
         while self.moves.moved < DEFERRED_PER_TICK {
-            let Some(&(group, key)) = self.moves.waiting.front() else { break };
+            let Some(&(_, key)) = self.moves.waiting.front() else { break };
             if route::may_publish(self, self.messages.get(key).topic(), false) == Err(Wait) {
                 self.moves.blocked = true;
                 return;
             }
-            self.moves.waiting.pop_front();
+            let Some((group, key)) = self.moves.waiting.pop_front() else { break };
             self.moves.moved += 1;
-            self.move_one(now, group, key);
+            self.move_one(now, &group, key);
         }
         if were_full && !self.moves.is_full() {
             self.conns.resume_waiting(now, &mut self.out.resume);
@@ -128,13 +128,13 @@ impl Broker {
             self.messages.forget_evicted();
             match evict::insert(&mut self.messages, &mut self.stats, id, found) {
                 Some(key) => self.moves.waiting.push_back((group, key)),
-                None => self.record_group_end(group, id),
+                None => self.record_group_end(&group, Some(id)),
             }
         }
         self.run_moves(now);
     }
 
-    fn move_one(&mut self, now: Time, group: Chosen, key: MessageKey) {
+    fn move_one(&mut self, now: Time, group: &Chosen, key: MessageKey) {
         route::with_stored(self, key, |broker, publication| {
             route::to_group(broker, now, publication, group, false);
         });

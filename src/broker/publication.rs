@@ -17,7 +17,7 @@ use super::as_received::AsReceived;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload};
 use super::queue::{Queued, SubscriptionIds};
 use super::session::SessionKey;
-use super::shared_sub::Chosen;
+use super::shared_sub::{Chosen, GroupName, Named};
 
 /// An Application Message on its way to its receivers.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Publication<'a> {
     pub(crate) publisher_id: &'a str,
     /// Its name in the journal, if it has a record there.
     pub(crate) id: Option<MessageId>,
+    /// See [`Publication::named`].
+    pub(crate) named: Named,
     /// What delivering it has learnt; begins as its default.
     pub(crate) memo: Memo,
 }
@@ -101,6 +103,11 @@ impl Publication<'_> {
         key
     }
 
+    /// The groups that its PUB names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &Rc<GroupName>> {
+        self.named.iter().flat_map(|named| named.iter())
+    }
+
     /// Whether keeping it takes no further memory.
     #[inline]
     pub(super) fn is_stored(&self) -> bool {
@@ -132,7 +139,7 @@ pub(crate) struct Terms<'a> {
     pub(crate) retain: bool,
     pub(crate) subscription_ids: &'a [u32],
     /// The shared subscription's group, if it is one.
-    pub(crate) group: Option<Chosen>,
+    pub(crate) group: Option<&'a Chosen>,
 }
 
 impl Terms<'_> {
@@ -144,7 +151,7 @@ impl Terms<'_> {
             qos,
             retain: self.retain,
             subscription_ids: SubscriptionIds::new(self.subscription_ids),
-            group: self.group,
+            group: self.group.cloned(),
         }
     }
 }

@@ -286,6 +286,7 @@ impl Broker {
             publisher: Some(key),
             publisher_id: &publisher_id,
             id: None,
+            named: None,
             memo: Memo::default(),
         };
         let route = matches::find(self, topic);
@@ -300,7 +301,7 @@ impl Broker {
             }
             level => level,
         };
-        let change = self.record_publish(level, &mut publication, origin);
+        let change = self.record_publish(level, &mut publication, &route, origin);
         match publish.packet_id {
             None => {
                 self.route(now, &publication, &route);
@@ -319,7 +320,8 @@ impl Broker {
                 if change.is_some() || is_behind {
                     // SHARDS.md J2, and H7: later QoS 2 waits behind it.
                     let message = self.messages.insert(publication.to_message(Some(&publisher_id)));
-                    let forward = Parked::Forward { message, packet_id: id, session: key };
+                    let named = publication.named.take();
+                    let forward = Parked::Forward { message, packet_id: id, session: key, named };
                     self.answer_publish(conn, change, forward);
                 } else {
                     let receivers = self.route(now, &publication, &route);
@@ -340,11 +342,12 @@ impl Broker {
         &mut self,
         level: Level,
         publication: &mut Publication<'_>,
+        route: &Route,
         origin: (&Rc<str>, Option<PacketId>, bool),
     ) -> Option<u64> {
         match level {
             Level::None => None,
-            level => self.record_at(level, publication, origin),
+            level => self.record_at(level, publication, route, origin),
         }
     }
 
@@ -352,10 +355,14 @@ impl Broker {
         &mut self,
         level: Level,
         publication: &mut Publication<'_>,
+        route: &Route,
         (publisher, packet_id, is_will): (&Rc<str>, Option<PacketId>, bool),
     ) -> Option<u64> {
         let message = self.changes.next_message_id(publication.qos);
         publication.id = Some(message);
+        if publication.qos > QoS::AtMostOnce {
+            publication.named = matches::name_groups(self, route);
+        }
         let mut content = self.out.contents.pop().unwrap_or_default();
         content.fill(publication.topic, publication.forwarded, publication.payload);
         let record = Record::Publish {
@@ -367,6 +374,7 @@ impl Broker {
             retain: publication.retain,
             deadline: publication.deadline,
             is_will,
+            groups: publication.named.clone(),
         };
         let change = self.changes.record_at(level, &mut self.out.changes, record);
         (publication.qos > QoS::AtMostOnce).then_some(change)
@@ -382,7 +390,7 @@ impl Broker {
     ) -> bool {
         let (topic, qos, retain) = (publication.topic, publication.qos, publication.retain);
         let level = self.level_of(None, route, topic, qos, retain);
-        self.record_publish(level, publication, (client_id, None, is_will));
+        self.record_publish(level, publication, route, (client_id, None, is_will));
         publication.id.is_some()
     }
 

@@ -57,12 +57,11 @@ impl Broker {
         let outgoing = session.outgoing.get_or_insert_with(Box::default);
         let message = self.messages.get(queued.message).id;
         let (retain, subscription_ids) = (queued.retain, queued.subscription_ids.as_slice().into());
-        let group = queued.group.and_then(|chosen| self.shared_subs.key_of(chosen.group));
+        let group = queued.group.as_ref().map(|chosen| chosen.group.key().into());
         let packet_id = outgoing.exchanges.begin(queued, Stage::Assigning);
         let last = outgoing.exchanges.len() - 1;
         outgoing.exchanges.get_mut(last).assigned = message;
         let client_id = session.client_id.clone();
-        let group = group.map(Into::into);
         let record =
             Record::Assign { client_id, packet_id, message, retain, subscription_ids, group };
         let change = self.changes.record(&mut self.out.changes, record);

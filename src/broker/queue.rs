@@ -147,8 +147,8 @@ impl Entry {
     }
 
     fn into_left(self) -> Left {
-        let group = self.extra.as_ref().and_then(|extra| extra.group);
-        Left { body: self.body(), qos: self.qos, group }
+        let body = self.body();
+        Left { body, qos: self.qos, group: self.extra.and_then(|extra| extra.group) }
     }
 }
 

@@ -164,8 +164,11 @@ impl Broker {
         let outgoing = session.outgoing.get_or_insert_with(Box::default);
         let mut ended = Vec::new();
         let mut chosen = |group: Option<Box<str>>| {
-            let found = groups.entry(group?).or_insert_with_key(|key| shared_subs.find(key));
-            found.map(|group| Chosen { group, spread: 0 })
+            let found = groups.entry(group?).or_insert_with_key(|key| {
+                let group = shared_subs.find(key)?;
+                Some(shared_subs.get(group).name.clone())
+            });
+            found.clone().map(|group| Chosen { group, spread: 0, is_owed: true })
         };
         let mut take = |stored: DurableQueued, messages: &mut super::message::Messages| Queued {
             message: messages.retain(keys[stored.message as usize]),
@@ -207,7 +210,7 @@ impl Broker {
         }
         stats.dropped_expired += ended.len() as u64;
         for Queued { message, group, .. } in ended {
-            self.record_end(key, self.messages.get(message).id, group);
+            self.record_end(key, self.messages.get(message).id, group.as_ref());
             self.messages.release(message);
         }
         evict::list(self, key);

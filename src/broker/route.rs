@@ -17,7 +17,7 @@ use crate::codec::mqtt::QoS;
 use crate::ids::{ShardId, ShardSet};
 use crate::limits::BATCH_BYTES;
 
-use super::entry::{Duty, Message, Stamp, ToGroup};
+use super::entry::{Duty, Message, Stamp};
 use super::matches::{Matches, Merged, Route};
 use super::message::{MessageKey, Payload};
 use super::publication::{Memo, Publication, Terms};
@@ -148,10 +148,13 @@ fn publish_beyond(
     let mut picked = std::mem::take(&mut broker.routing.picked);
     for &group in &matches.groups {
         let chosen = choose(broker, group, publication, hash);
-        match broker.shared_subs.pick_shard(chosen) {
-            Some(shard) if shard == me => to_member(broker, now, publication, chosen),
+        match broker.shared_subs.pick_shard(&chosen) {
+            Some(shard) if shard == me => to_member(broker, now, publication, &chosen),
             Some(shard) => picked.push((shard, chosen)),
-            None => continue,
+            None => {
+                broker.record_group_end(&chosen, publication.id);
+                continue;
+            }
         }
         receivers = true;
     }
@@ -171,7 +174,7 @@ fn to_shards(
     stamp: Option<Stamp>,
     picked: &[(ShardId, Chosen)],
 ) {
-    let Broker { out, shared_subs, place, routing, .. } = broker;
+    let Broker { out, place, routing, .. } = broker;
     let mut targets = wanted;
     picked.iter().for_each(|(shard, _)| targets.insert(*shard));
     stamp.iter().for_each(|stamp| targets.insert(stamp.owner));
@@ -182,9 +185,8 @@ fn to_shards(
         let duty = Duty { plain: wanted.contains(target), store, stamp };
         let groups = picked.iter().filter(|(shard, _)| *shard == target);
         batch.push_publish(message, duty, groups.clone().count());
-        for (_, Chosen { group, spread }) in groups {
-            let key = &shared_subs.get(*group).key;
-            batch.push_group(ToGroup { key, spread: *spread, returned: false });
+        for (_, chosen) in groups {
+            batch.push_group(chosen.to_lane(false));
         }
         if batch.size() > BATCH_BYTES {
             routing.filled.insert(target);
@@ -291,7 +293,8 @@ fn choose(broker: &Broker, group: GroupId, publication: &Publication<'_>, hash: 
         }
         _ => 0,
     };
-    Chosen { group, spread }
+    let is_owed = publication.named().any(|name| name.id() == group);
+    Chosen { group: broker.shared_subs.get(group).name.clone(), spread, is_owed }
 }
 
 /// Delivers to the member of this shard that the group's strategy picks; without one the message is
@@ -300,14 +303,13 @@ pub(super) fn to_member(
     broker: &mut Broker,
     now: Time,
     publication: &Publication<'_>,
-    chosen: Chosen,
+    chosen: &Chosen,
 ) {
     let Broker { shared_subs, sessions, .. } = broker;
     let is_kept = publication.qos > QoS::AtMostOnce;
     let load = |session| sessions.get(session).map_or(0, Session::load);
     let Some(member) = shared_subs.pick_member(chosen, is_kept, load) else {
-        broker.stats.dropped_no_member += 1;
-        return;
+        return drop_without_member(broker, publication, chosen);
     };
     let terms = Terms { group: Some(chosen), ..to_terms(publication, &member.subscription) };
     deliver::to_session(broker, now, member.session, publication, &terms);
@@ -315,6 +317,16 @@ pub(super) fn to_member(
         // The group is done with it (SHARDS.md J9).
         broker.record_end(member.session, publication.id, Some(chosen));
     }
+}
+
+/// Nobody is known to be in the group.
+pub(super) fn drop_without_member(
+    broker: &mut Broker,
+    publication: &Publication<'_>,
+    chosen: &Chosen,
+) {
+    broker.stats.dropped_no_member += 1;
+    broker.record_group_end(chosen, publication.id);
 }
 
 /// Makes a publication of a stored message, whose reference the caller holds meanwhile.
@@ -347,6 +359,7 @@ pub(crate) fn with_stored(
         publisher: None,
         publisher_id: publisher.as_deref().unwrap_or(""),
         id: stored.id,
+        named: None,
         memo: Memo::stored_as(message, stored.topic_id),
     };
     deliver(broker, &publication);
@@ -359,16 +372,15 @@ pub(crate) fn to_group(
     broker: &mut Broker,
     now: Time,
     publication: &Publication<'_>,
-    chosen: Chosen,
+    chosen: &Chosen,
     returned: bool,
 ) {
-    let Chosen { group, spread } = chosen;
-    let picked = match broker.shared_subs.contains(group) {
+    let picked = match broker.shared_subs.contains(chosen.group.id()) {
         true => broker.shared_subs.pick_shard(chosen),
         false => None,
     };
     match picked {
-        None => broker.stats.dropped_no_member += 1,
+        None => drop_without_member(broker, publication, chosen),
         Some(shard) if shard == broker.place.shard => {
             to_member(broker, now, publication, chosen);
         }
@@ -376,8 +388,7 @@ pub(crate) fn to_group(
             let batch = &mut broker.out.batches[shard.index()];
             let duty = Duty { plain: false, store: false, stamp: None };
             batch.push_publish(&Message::of(publication), duty, 1);
-            let key = &broker.shared_subs.get(group).key;
-            batch.push_group(ToGroup { key, spread, returned });
+            batch.push_group(chosen.to_lane(returned));
             if batch.size() > BATCH_BYTES {
                 broker.routing.filled.insert(shard);
             }

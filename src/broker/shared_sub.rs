@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use slab::Slab;
@@ -36,7 +37,7 @@ use crate::ids::ShardId;
 use crate::limits::LEAST_IN_FLIGHT_LOOKS;
 
 use super::Place;
-use super::entry::Members;
+use super::entry::{Members, ToGroup};
 use super::session::SessionKey;
 use super::strategy::{Strategies, Strategy};
 use super::subscription::Subscription;
@@ -50,13 +51,53 @@ pub(crate) struct GroupId {
     serial: u32,
 }
 
+/// What a group is called. It outlives the group while a message refers to it: whoever is done with
+/// that one says so by name, whether anybody is still known to be in the group or not (SHARDS.md J9).
+#[derive(Debug, PartialEq, Eq)]
+pub struct GroupName {
+    id: GroupId,
+    key: Box<str>,
+}
+
+impl GroupName {
+    /// Of a group of which this shard knows nothing: `share name/filter`.
+    pub fn of_none(key: &str) -> Self {
+        Self { id: GroupId { index: u32::MAX, serial: 0 }, key: key.into() }
+    }
+
+    /// `share name/filter`; a ShareName has no slash, so this is unique.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The group, which may be gone.
+    pub(crate) fn id(&self) -> GroupId {
+        self.id
+    }
+}
+
+/// The groups that a PUB names. None for no group: that takes no memory.
+pub type Named = Option<Rc<[Rc<GroupName>]>>;
+
 /// The group for which a session was chosen, and by what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chosen {
-    pub(crate) group: GroupId,
+    pub(crate) group: Rc<GroupName>,
     /// What the strategies by hash choose by: the hash of the publisher's client id, or of the
     /// topic. It travels with the message, since where it goes on only this is known.
     pub(crate) spread: u32,
+    /// The message's PUB names this group: it is owed to it until GROUPACK (SHARDS.md J9).
+    pub(crate) is_owed: bool,
+}
+
+const _: () = assert!(size_of::<Option<Chosen>>() == 16);
+
+impl Chosen {
+    /// As it travels.
+    pub(crate) fn to_lane(&self, returned: bool) -> ToGroup<'_> {
+        let Self { group, spread, is_owed } = self;
+        ToGroup { key: group.key(), spread: *spread, returned, is_owed: *is_owed }
+    }
 }
 
 /// One member here.
@@ -72,9 +113,7 @@ pub(crate) struct Member {
 /// One group.
 #[derive(Debug)]
 pub(crate) struct Group {
-    serial: u32,
-    /// `share name/filter`; a ShareName has no slash, so this is unique.
-    pub(crate) key: Box<str>,
+    pub(crate) name: Rc<GroupName>,
     pub(crate) filter: FilterId,
     /// Its place among the filter's groups.
     pub(crate) at: u32,
@@ -142,14 +181,25 @@ impl SharedSubs {
         self.by_key.get(key).copied()
     }
 
+    /// For which group a message has come.
+    pub(crate) fn chosen(&self, ToGroup { key, spread, is_owed, .. }: ToGroup<'_>) -> Chosen {
+        let group = match self.find(key) {
+            Some(group) => self.get(group).name.clone(),
+            None => Rc::new(GroupName::of_none(key)),
+        };
+        Chosen { group, spread, is_owed }
+    }
+
     /// A new group, which stands `at` this place of its filter; there is none of this key.
     pub(crate) fn insert(&mut self, key: &str, filter: FilterId, at: u32) -> GroupId {
         let shards = if self.place.shards == 1 { 0 } else { self.place.shards };
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
-        let index = self.groups.insert(Group {
-            serial,
-            key: key.into(),
+        let slot = self.groups.vacant_entry();
+        let index = u32::try_from(slot.key()).expect("invariant: fewer than 2^32 groups");
+        let id = GroupId { index, serial };
+        slot.insert(Group {
+            name: Rc::new(GroupName { id, key: key.into() }),
             filter,
             at,
             strategy: self.strategies.of(key),
@@ -165,8 +215,6 @@ impl SharedSubs {
             remote: vec![Members::default(); shards],
             credits: vec![0; shards],
         });
-        let index = u32::try_from(index).expect("invariant: fewer than 2^32 groups");
-        let id = GroupId { index, serial };
         self.by_key.insert(key.into(), id);
         id
     }
@@ -177,37 +225,32 @@ impl SharedSubs {
             return None;
         }
         let group = self.groups.remove(id.index as usize);
-        self.by_key.remove(&group.key);
+        self.by_key.remove(group.name.key());
         Some((group.filter, group.at))
     }
 
     /// Whether this group still exists.
     pub(crate) fn contains(&self, id: GroupId) -> bool {
-        self.groups.get(id.index as usize).is_some_and(|group| group.serial == id.serial)
-    }
-
-    /// The key of this group, if it still exists.
-    pub(crate) fn key_of(&self, id: GroupId) -> Option<&str> {
-        self.contains(id).then(|| &*self.get(id).key)
+        self.groups.get(id.index as usize).is_some_and(|group| group.name.id == id)
     }
 
     pub(crate) fn get(&self, id: GroupId) -> &Group {
         let group = &self.groups[id.index as usize];
-        assert_eq!(group.serial, id.serial, "invariant: this group exists");
+        assert_eq!(group.name.id, id, "invariant: this group exists");
         group
     }
 
     pub(crate) fn get_mut(&mut self, id: GroupId) -> &mut Group {
         let group = &mut self.groups[id.index as usize];
-        assert_eq!(group.serial, id.serial, "invariant: this group exists");
+        assert_eq!(group.name.id, id, "invariant: this group exists");
         group
     }
 
     /// The shard that is to take a message for this group: of those with members online, of all
     /// with members where none is. None when no shard is known to have members.
-    pub(crate) fn pick_shard(&mut self, chosen: Chosen) -> Option<ShardId> {
-        let (me, roll) = (self.place.shard, self.roll(chosen.group));
-        self.get_mut(chosen.group).pick_shard(me, chosen.spread, roll)
+    pub(crate) fn pick_shard(&mut self, chosen: &Chosen) -> Option<ShardId> {
+        let (me, roll) = (self.place.shard, self.roll(chosen.group.id));
+        self.get_mut(chosen.group.id).pick_shard(me, chosen.spread, roll)
     }
 
     /// The member of this shard that gets a message for this group: of those online, of all where
@@ -215,12 +258,12 @@ impl SharedSubs {
     /// waits for a session.
     pub(crate) fn pick_member(
         &mut self,
-        chosen: Chosen,
+        chosen: &Chosen,
         is_kept: bool,
         load: impl Fn(SessionKey) -> usize,
     ) -> Option<Member> {
-        let roll = self.roll(chosen.group);
-        let group = self.get_mut(chosen.group);
+        let roll = self.roll(chosen.group.id);
+        let group = self.get_mut(chosen.group.id);
         let index = group.pick_index(chosen.spread, roll, is_kept, load)?;
         Some(group.members[index])
     }
@@ -270,7 +313,7 @@ impl Group {
         Members { all, online: self.online, durable: self.durable }
     }
 
-    /// Whether anybody of any shard would have a message recorded.
+    /// Whether a message for it is to be recorded: somebody of some shard may keep it.
     pub(crate) fn is_durable(&self) -> bool {
         self.durable > 0 || self.remote.iter().any(|members| members.durable > 0)
     }

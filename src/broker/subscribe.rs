@@ -383,8 +383,8 @@ fn record_joined(
     if !broker.changes.is_enabled() || !owner.subscriptions.is_member(group) {
         return;
     }
-    if let Some(key) = broker.shared_subs.key_of(group) {
-        let filter = format!("$share/{key}");
+    if broker.shared_subs.contains(group) {
+        let filter = format!("$share/{}", broker.shared_subs.get(group).name.key());
         record(broker, session, &filter, subscription);
     }
 }

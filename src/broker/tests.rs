@@ -8,6 +8,7 @@ mod connecting;
 mod delivery;
 mod durable;
 mod evicting;
+mod group_debts;
 mod policy;
 mod publishing;
 mod restoring;

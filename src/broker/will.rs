@@ -195,6 +195,7 @@ impl Broker {
             publisher: Some(*session),
             publisher_id: client_id,
             id: None,
+            named: None,
             memo: Memo::default(),
         };
         let route = matches::find(self, &will.topic);

@@ -290,8 +290,7 @@ impl Log {
         }
         // Of a batch in several commits the last says how far it goes.
         self.gather.sync |= batch.sync;
-        for body in batch.bodies() {
-            let (_, entry) = record::decode(body).expect("invariant: shards encode records");
+        for (body, entry) in batch.entries() {
             self.take(origin, &entry, Some(body));
         }
         self.gather.sync |= batch.sync;

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod groups;
 
 use crate::broker::Record;
 use crate::broker::durable::MessageId;
@@ -25,6 +26,7 @@ use crate::limits::SHARDS_MAX;
 use super::wire::{Malformed, Numbers, Reader, put_bytes, put_number};
 
 pub use batch::Batch;
+pub use groups::Groups;
 
 /// Bytes in front of each body: its length and its checksum.
 pub const RECORD_HEADER: usize = 8;
@@ -84,6 +86,9 @@ pub struct Publish<'a> {
     pub forwarded: &'a [u8],
     /// The payload.
     pub payload: &'a [u8],
+    /// The groups that its origin has given it to. They travel with it to the host, and are not
+    /// written: whom of them it is owed stands among the receivers.
+    pub groups: Groups<'a>,
     /// To whom it is owed, and on which terms. Empty as long as only the origin has written.
     pub receivers: Receivers<'a>,
 }
@@ -118,6 +123,7 @@ impl<'a> Publish<'a> {
             retain,
             deadline,
             is_will,
+            groups,
         } = record
         else {
             unreachable!("invariant: the caller has looked")
@@ -135,6 +141,7 @@ impl<'a> Publish<'a> {
             topic: content.topic(),
             forwarded: content.forwarded(),
             payload: content.payload(),
+            groups: Groups::Said(groups.as_deref().unwrap_or_default()),
             receivers: Receivers::default(),
         }
     }
@@ -431,7 +438,7 @@ impl<'a> Entry<'a> {
                 Self::Released { client_id, packet_id: packet_id.get() }
             }
             Record::GroupAck { group, message } => {
-                Self::GroupAck { group, message: message.order() }
+                Self::GroupAck { group: group.key(), message: message.order() }
             }
         }
     }
@@ -699,6 +706,7 @@ fn decode_publish<'a>(r: &mut Reader<'a>) -> Result<Publish<'a>, Malformed> {
         topic: r.text()?,
         forwarded: r.bytes()?,
         payload: r.bytes()?,
+        groups: Groups::default(),
         receivers: Receivers::read(r)?,
     })
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::record::{Assign, Entry, Publish, Receiver, Receivers, Will};
+use super::record::{Assign, Entry, Groups, Publish, Receiver, Receivers, Will};
 use super::wire::Numbers;
 
 /// An entry that owns its text.
@@ -88,6 +88,7 @@ impl Owned {
                 topic: &self.topic,
                 forwarded: &self.forwarded,
                 payload: &self.payload,
+                groups: Groups::default(),
                 receivers: Receivers::parse(receivers).expect("as it was written"),
             }),
             1 => Entry::Session {

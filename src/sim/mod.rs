@@ -18,6 +18,8 @@ pub mod disk;
 pub mod faults;
 mod folder;
 #[cfg(test)]
+mod group_debts;
+#[cfg(test)]
 mod journal;
 mod judge;
 mod login;

@@ -503,7 +503,7 @@ fn a_group_says_when_it_is_done() {
         let names = published(&world);
         let settled = world.records.iter().filter(|record| {
             matches!(record, Record::GroupAck { group, message }
-                if **group == *"g/t" && names.contains(message))
+                if group.key() == "g/t" && names.contains(message))
         });
         assert_eq!(settled.count(), expected, "{qos:?}");
     }

@@ -235,6 +235,6 @@ fn groups_go_on() {
     let settled = world
         .records
         .iter()
-        .filter(|record| matches!(record, Record::GroupAck { group, .. } if **group == *"g/t"));
+        .filter(|record| matches!(record, Record::GroupAck { group, .. } if group.key() == "g/t"));
     assert_eq!(settled.count(), 4);
 }

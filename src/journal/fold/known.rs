@@ -72,6 +72,12 @@ impl Fold {
         } else if self.find_receivers(publish) {
             self.remember(publish);
         }
+        let Self { resolved, groups, .. } = self;
+        let found = resolved.len();
+        resolved.retain(|owed| {
+            !owed.is_group || publish.groups.contains(&groups[owed.holder as usize].key)
+        });
+        self.known.is_at_hand &= resolved.len() == found;
         if let Some(done) = self.early[origin_of(publish.message)].get(&publish.message) {
             self.resolved.retain(|owed| !done.contains(&(owed.holder, owed.is_group)));
             self.known.is_at_hand = false;

@@ -1,7 +1,7 @@
 //! What must hold of a fold at any time.
 
 use super::{At, Fold};
-use crate::journal::record::{Assign, Entry, Publish, Receiver, Receivers};
+use crate::journal::record::{Assign, Entry, Groups, Publish, Receiver, Receivers};
 use crate::journal::wire::Numbers;
 use crate::limits::{JOURNAL_EARLY_MAX, JOURNAL_ENDING_STEP};
 
@@ -67,6 +67,7 @@ fn publish(sequence: u64, qos: u8) -> Publish<'static> {
         topic: "t",
         forwarded: &[],
         payload: &[],
+        groups: Groups::Sent(b"\x03g/t"),
         receivers: Receivers::default(),
     }
 }
@@ -195,6 +196,25 @@ fn a_group_that_is_owed_nothing_more_goes_on() {
     host.apply(&Entry::SessionEnded { client_id: "a" });
     while host.fold.take_apart(JOURNAL_ENDING_STEP) {}
     assert_eq!(host.live(), 0);
+}
+
+/// J9: a PUB names the groups that it was given to. A member that its origin had not heard of makes no
+/// other group owed it, whatever was remembered of the topic.
+#[test]
+fn a_group_is_owed_what_names_it() {
+    let mut host = Host::new();
+    host.session("a", 1);
+    host.subscribe("a", "$share/g/t", 1, &[]);
+    host.subscribe("a", "$share/h/t", 1, &[]);
+    let given: [&'static [u8]; 6] =
+        [b"\x03g/t", b"", b"\x03h/t\x03g/t", b"\x03x/t", b"\x03h/t", b"\x03g/t"];
+    for (sequence, groups) in (1..).zip(given) {
+        host.take(&Publish { groups: Groups::Sent(groups), ..publish(sequence, 1) });
+    }
+    let mut owed = host.owed();
+    owed.sort();
+    let expected = [(1, "g/t"), (3, "g/t"), (3, "h/t"), (5, "h/t"), (6, "g/t")];
+    assert_eq!(owed, expected.map(|(sequence, key)| (sequence, key.to_owned())));
 }
 
 /// The SUBs of a group's other members were copied behind the end of one's session: the group has

@@ -1,15 +1,24 @@
 //! Changes of one shard as they travel: bytes, encoded at their origin.
 #![forbid(unsafe_code)]
 
-use super::{Clocks, Entry, encode};
+use super::{Clocks, Entry, Groups, decode, encode};
 use crate::broker::Record;
 use crate::ids::ShardId;
 use crate::journal::wire::Reader;
 
+/// Of a body's length: behind it stand the groups that its PUB names, and their length (4 bytes) first.
+const HAS_GROUPS: u32 = 1 << 31;
+
+fn take<'a>(reader: &mut Reader<'a>, len: u32) -> Option<&'a [u8]> {
+    let (bytes, rest) = reader.0.split_at_checked(len as usize)?;
+    reader.0 = rest;
+    Some(bytes)
+}
+
 /// Changes of one shard, encoded, on their way to the journal's host. To be used again.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Bodies, each behind its length (4 bytes).
+    /// Bodies, each behind its length (4 bytes, see [`HAS_GROUPS`]).
     bytes: Vec<u8>,
     lists: Vec<u8>,
     records: u32,
@@ -32,7 +41,17 @@ impl Batch {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         encode(&mut self.bytes, origin, entry);
-        let len = (self.bytes.len() - start - 4) as u32;
+        let mut len = (self.bytes.len() - start - 4) as u32;
+        if let Entry::Publish(publish) = entry
+            && !publish.groups.is_empty()
+        {
+            len |= HAS_GROUPS;
+            let place = self.bytes.len();
+            self.bytes.extend_from_slice(&[0; 4]);
+            publish.groups.put(&mut self.bytes);
+            let groups = (self.bytes.len() - place - 4) as u32;
+            self.bytes[place..place + 4].copy_from_slice(&groups.to_le_bytes());
+        }
         self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
         self.records += 1;
         self.last = number;
@@ -65,14 +84,20 @@ impl Batch {
         (self.records, self.last, self.sync) = (0, 0, false);
     }
 
-    /// The bodies, in order.
-    pub fn bodies(&self) -> impl Iterator<Item = &[u8]> {
+    /// The records, in order, each with its body.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Entry<'_>)> {
         let mut reader = Reader(&self.bytes);
         std::iter::from_fn(move || {
-            let len = reader.u32().ok()? as usize;
-            let (body, rest) = reader.0.split_at_checked(len)?;
-            reader.0 = rest;
-            Some(body)
+            let len = reader.u32().ok()?;
+            let body = take(&mut reader, len & !HAS_GROUPS)?;
+            let (_, mut entry) = decode(body).expect("invariant: shards encode records");
+            if let Entry::Publish(publish) = &mut entry
+                && len & HAS_GROUPS != 0
+            {
+                let len = reader.u32().ok()?;
+                publish.groups = Groups::Sent(take(&mut reader, len)?);
+            }
+            Some((body, entry))
         })
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::broker::Content;
+use crate::broker::{Content, GroupName, Named};
 use crate::codec::mqtt::{PacketId, QoS};
 use crate::journal::testing::entry;
 
@@ -21,6 +21,42 @@ fn message(sequence: u64) -> MessageId {
 
 const CLOCKS: Clocks =
     Clocks { monotonic: Time::from_nanos(5_000_000_000), unix_ms: 1_700_000_000_000 };
+
+/// The groups that a PUB names travel behind it, and are no part of what is written.
+#[test]
+fn the_groups_of_a_pub_travel_with_it() {
+    let named = |keys: &[&str]| -> Named {
+        Some(keys.iter().map(|key| Rc::new(GroupName::of_none(key))).collect())
+    };
+    let publish = |sequence: u64, groups: Named| Record::Publish {
+        message: MessageId::new(ShardId::new(0), sequence),
+        publisher: Rc::from("p"),
+        packet_id: None,
+        content: Content::new("t", &[], Bytes::from_static(b"hi")),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        deadline: None,
+        is_will: false,
+        groups,
+    };
+    let all: [&[&str]; 3] = [&["g/t", "h/#"], &[], &["g/+"]];
+    let mut batch = Batch::default();
+    for (number, keys) in (1..).zip(all) {
+        let groups = named(keys).filter(|_| !keys.is_empty());
+        batch.push(ShardId::new(0), number, &publish(number, groups), CLOCKS);
+    }
+    let mut read = 0;
+    for ((body, entry), keys) in batch.entries().zip(all) {
+        let Entry::Publish(publish) = entry else { panic!("{entry:?}") };
+        for key in ["g/t", "h/#", "g/+", "g/", "/t"] {
+            assert_eq!(publish.groups.contains(key), keys.contains(&key), "{key} of {keys:?}");
+        }
+        let bare = Publish { groups: Groups::default(), ..publish };
+        assert_eq!(decode(body), Ok((ShardId::new(0), Entry::Publish(bare))));
+        read += 1;
+    }
+    assert_eq!(read, all.len());
+}
 
 /// The format as it stands on disks: a change here needs a new version.
 #[test]
@@ -38,6 +74,7 @@ fn every_record_has_its_bytes() {
                 retain: true,
                 deadline: Some(CLOCKS.monotonic + Duration::from_millis(1)),
                 is_will: false,
+                groups: None,
             },
             "01 03 36 08 07 06 05 04 03 02 01 34 12 01 68 e5 cf 8b 01 00 00 \
              02 63 31 03 61 2f 62 02 01 02 02 68 69",
@@ -97,7 +134,7 @@ fn every_record_has_its_bytes() {
         ),
         (Record::Released { client_id: client(), packet_id }, "0c 03 02 63 31 34 12"),
         (
-            Record::GroupAck { group: "g/a".into(), message: message(300) },
+            Record::GroupAck { group: Rc::new(GroupName::of_none("g/a")), message: message(300) },
             "0d 03 03 67 2f 61 81 d8 04",
         ),
     ];
@@ -151,6 +188,7 @@ fn copies_have_their_bytes() {
         topic: "t",
         forwarded: b"",
         payload: b"",
+        groups: Groups::default(),
         receivers,
     };
     let assign = Assign {
@@ -247,11 +285,11 @@ fn a_batch_keeps_order_and_is_used_again() {
         for (number, entry) in (1 + round * 10..).zip(&entries) {
             batch.push_entry(ShardId::new(1), number, entry);
         }
-        let back: Vec<_> = batch.bodies().map(|body| decode(body).unwrap().1).collect();
+        let back: Vec<_> = batch.entries().map(|(_, entry)| entry).collect();
         assert_eq!(back, entries);
         assert_eq!((batch.len(), batch.last()), (2, 2 + round * 10));
         batch.clear(1024);
-        assert!(batch.is_empty() && batch.bodies().next().is_none() && !batch.sync);
+        assert!(batch.is_empty() && batch.entries().next().is_none() && !batch.sync);
     }
 }
 

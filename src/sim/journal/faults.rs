@@ -53,6 +53,7 @@ fn publish(sequence: u64, len: usize) -> Record {
         retain: false,
         deadline: None,
         is_will: false,
+        groups: None,
     }
 }
 

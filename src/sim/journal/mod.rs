@@ -188,6 +188,7 @@ impl World {
             retain,
             deadline: None,
             is_will: self.random.chance(20),
+            groups: None,
         }
     }
 
