@@ -14,7 +14,7 @@ use super::random::Random;
 use super::terms::Terms;
 use super::trace::Trace;
 use crate::clock::Time;
-use crate::codec::mqtt::{QoS, Version};
+use crate::codec::mqtt::{QoS, SubscriptionOptions, Version};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -161,4 +161,58 @@ fn an_older_connect_may_begin_a_session_behind_the_end_of_its_own() {
     assert!(must_start_clean(0, false), "it is under way, and the session has ended");
     assert!(!must_start_clean(0, true), "it got there before");
     assert!(!must_start_clean(1_000_000, false), "the session lasts");
+}
+
+/// Client 1 subscribes to `filters` while client 0 publishes a retained message, which never comes:
+/// what the oracle says at each of three settlings, when so many messages have been dropped.
+fn never_replayed(filters: &[&str], other: bool, drops: [u64; 3]) -> [Option<&'static str>; 3] {
+    let mut network = network();
+    let mut oracle = Oracle::new(3, false, Terms { drops: true, durable: false, ..terms() });
+    let links: Vec<usize> = (0..3).map(|client| network.connect(client, 0)).collect();
+    for (client, link) in links.iter().enumerate() {
+        oracle.on_connect(client, *link, true, (0, u32::MAX));
+        oracle.on_connack(client, true, Some(false), &network);
+    }
+    pass(Duration::from_secs(1));
+    let qos = QoS::AtLeastOnce;
+    for filter in filters {
+        oracle.on_subscribe(1, links[1], filter, SubscriptionOptions::new(qos), None);
+    }
+    if other {
+        let before = oracle.on_new_message(Message { client: 2, ..message(links[2]) });
+        oracle.on_acked(before, false);
+    }
+    let value = oracle.on_new_message(message(links[0]));
+    pass(Duration::from_secs(1));
+    oracle.on_acked(value, false);
+    for filter in filters {
+        oracle.on_suback(1, filter, qos as u8, qos);
+    }
+    let retained = BTreeMap::from([("t".to_owned(), value)]);
+    drops.map(|drops| {
+        pass(Duration::from_secs(3));
+        oracle.settle(&network, &retained, drops);
+        oracle.violation().map(|violation| violation.rule)
+    })
+}
+
+#[test]
+fn a_retained_value_that_is_dropped_is_counted_when_it_was_due() {
+    let (fine, lost) = (None, Some("replay"));
+    assert_eq!(never_replayed(&["t"], false, [1, 1, 1]), [fine; 3], "it is missed once");
+    assert_eq!(
+        never_replayed(&["t"], false, [0, 1, 1]),
+        [lost; 3],
+        "what is dropped later is not it"
+    );
+    // Another's value can have come instead, as far as can be told at first.
+    assert_eq!(never_replayed(&["t"], true, [1, 1, 1]), [fine; 3]);
+    assert_eq!(never_replayed(&["t"], true, [0, 0, 0]), [fine, lost, lost], "it is not forgotten");
+    assert_eq!(never_replayed(&["t"], true, [0, 1, 1]), [fine, lost, lost]);
+}
+
+#[test]
+fn subscriptions_that_overlap_miss_one_live_copy() {
+    assert_eq!(never_replayed(&["t", "+"], false, [1, 1, 1]), [None; 3], "one copy for both");
+    assert_eq!(never_replayed(&["t", "+"], false, [0, 0, 0]), [Some("replay"); 3]);
 }

@@ -21,26 +21,17 @@ impl Oracle {
     pub fn settle(&mut self, network: &Network, retained: &BTreeMap<String, u64>, drops: u64) {
         self.settle_wills(network);
         let first = self.settled;
-        let mut missing = Vec::new();
+        let (mut missing, mut missing_before) = (Vec::new(), Vec::new());
         for client in 0..self.clients.len() {
             self.missing(client, first, &mut missing);
         }
         self.missing_of_groups(first, &mut missing);
         for client in 0..self.clients.len() {
-            self.missing_replays(client, retained, &mut missing);
+            self.missing_replays(client, retained, (&mut missing, &mut missing_before));
         }
-        // What is dropped is counted.
-        let dropped = drops - std::mem::replace(&mut self.drops_before, drops);
-        if missing.len() as u64 > dropped {
-            let (rule, text) = missing.swap_remove(0);
-            let count = missing.len() + 1;
-            let text = if dropped == 0 {
-                text
-            } else {
-                format!("{text}; {count} are missing, {dropped} were dropped")
-            };
-            self.fail(rule, text);
-        }
+        let drops_before = std::mem::replace(&mut self.drops_before, drops);
+        self.judge_missing(missing, drops - drops_before);
+        self.judge_missing(missing_before, drops_before);
         // Where little may wait, the auditor was not given all.
         let topics = if self.terms.small_outbox { BTreeSet::new() } else { self.retained_topics() };
         for topic in topics {
@@ -55,6 +46,19 @@ impl Oracle {
         self.settled_at = now();
         self.shared_ends = 0;
         self.disk_failed = false;
+    }
+
+    /// What is dropped is counted, in the time in which it was due.
+    fn judge_missing(&mut self, mut missing: Vec<Missing>, dropped: u64) {
+        let count = missing.len();
+        if count as u64 <= dropped {
+            return;
+        }
+        let (rule, mut text) = missing.swap_remove(0);
+        if dropped > 0 {
+            text += &format!("; {count} are missing, {dropped} were dropped");
+        }
+        self.fail(rule, text);
     }
 
     /// Whether it was not lost with an earlier life of the broker.
@@ -290,16 +294,19 @@ impl Oracle {
     }
 
     /// Subscriptions whose retained messages did not come: on the same connection ever since, they
-    /// must have got the values that are there now.
+    /// must have got the values that are there now. Each value counts once: several subscriptions
+    /// share one live copy. What was due when all was quiet last, and still has not come, is kept
+    /// apart: if it was dropped, that was counted then.
     fn missing_replays(
         &self,
         client: usize,
         retained: &BTreeMap<String, u64>,
-        missing: &mut Vec<Missing>,
+        (missing, missing_before): (&mut Vec<Missing>, &mut Vec<Missing>),
     ) {
         let state = &self.clients[client];
         let session = &state.session;
         let Some(link) = state.link.map(|current| current.link) else { return };
+        let mut known = BTreeSet::new();
         for subscription in &state.session.subscriptions {
             let asks = |asked: &super::Asked| {
                 asked.options.retain_handling == RetainHandling::Send
@@ -328,14 +335,22 @@ impl Oracle {
                 // publisher are in one order everywhere.
                 let is_other =
                     |other: &Message| other.client != message.client || other.will.is_some();
-                let others = self.baseline.get(topic) != Some(id)
-                    && self.candidates(topic).iter().any(|(_, other)| is_other(other));
-                if is_mine && !others && !state.session.seen.contains_key(id) {
+                let was_there = self.baseline.get(topic) == Some(id);
+                let others =
+                    !was_there && self.candidates(topic).iter().any(|(_, other)| is_other(other));
+                let was_due =
+                    was_there && subscription.held.is_some_and(|held| held < self.settled_at);
+                if is_mine
+                    && !others
+                    && !state.session.seen.contains_key(id)
+                    && known.insert((*id, was_due))
+                {
                     let text = format!(
                         "client {client} subscribed to {} and never got {id}, retained on {topic}",
                         subscription.filter
                     );
-                    missing.push(("replay", text));
+                    let list = if was_due { &mut *missing_before } else { &mut *missing };
+                    list.push(("replay", text));
                 }
             }
         }
