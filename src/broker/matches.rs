@@ -1,7 +1,8 @@
 //! Who is interested in a topic on this shard and elsewhere, found once and remembered.
 //!
 //! A topic that is published again finds its receivers by one comparison, as long as no subscription
-//! has changed. Invariants: a remembered match is used only in the generation in which it was made;
+//! has changed. One that finds its slot taken by another takes it when it comes for the second time:
+//! topics that come once push nobody out, and all of them use the same memory. Invariants: a remembered match is used only in the generation in which it was made;
 //! publishing does not allocate once that memory is warm.
 #![forbid(unsafe_code)]
 
@@ -45,6 +46,8 @@ pub(crate) struct Route {
     pub(super) hash: u64,
     /// None of a topic that is too long to be remembered.
     pub(super) id: TopicId,
+    /// Whether it goes back to its slot.
+    is_kept: bool,
     generation: u64,
     pub(super) matches: Matches,
 }
@@ -52,18 +55,30 @@ pub(crate) struct Route {
 /// The memory of matches.
 #[derive(Debug)]
 pub(crate) struct Remembered {
-    /// By the topic's hash. Boxed, so that taking one moves a pointer.
-    by_hash: Vec<Option<Box<Route>>>,
+    /// By the topic's hash.
+    slots: Vec<Slot>,
     /// The one that was used last, out of its slot: a publisher mostly repeats its topic.
     in_hand: Option<Box<Route>>,
+    /// Memory for one that has no slot.
+    spare: Option<Box<Route>>,
     generation: u64,
     /// Topics that were remembered so far.
     topics: u64,
 }
 
+#[derive(Debug, Default)]
+struct Slot {
+    /// Boxed, so that taking one moves a pointer.
+    route: Option<Box<Route>>,
+    /// Of the hash of its topic, the half by which it did not get here.
+    tag: u32,
+    /// The same of the topic that last found the slot taken.
+    passed: u32,
+}
+
 impl Remembered {
     pub(crate) fn new() -> Self {
-        Self { by_hash: Vec::new(), in_hand: None, generation: 1, topics: 0 }
+        Self { slots: Vec::new(), in_hand: None, spare: None, generation: 1, topics: 0 }
     }
 
     /// A subscription or a shard's interest has changed.
@@ -74,21 +89,37 @@ impl Remembered {
     /// Subscriptions and groups that are remembered for topics.
     #[cfg(test)]
     pub(crate) fn held_len(&self) -> usize {
-        self.by_hash.iter().chain([&self.in_hand]).flatten().map(|topic| topic.matches.held()).sum()
+        let slots = self.slots.iter().map(|slot| &slot.route);
+        let all = slots.chain([&self.in_hand, &self.spare]).flatten();
+        all.map(|route| route.matches.held()).sum()
     }
 
-    /// Takes the slot of a hash out of the memory; it goes back with [`Remembered::put_back`].
-    fn take(&mut self, hash: u64) -> Box<Route> {
-        if self.by_hash.is_empty() {
-            self.by_hash.resize_with(MATCH_CACHE_LEN, || None);
+    /// Takes what is remembered of a topic with this hash, or else memory for it, with what stood
+    /// there before; it goes back with [`Remembered::put_back`].
+    fn take(&mut self, hash: u64, may_keep: bool) -> Box<Route> {
+        if self.slots.is_empty() {
+            self.slots.resize_with(MATCH_CACHE_LEN, Slot::default);
         }
-        if let Some(other) = self.in_hand.take()
-            && other.id != TopicId::NONE
-        {
-            let at = slot(other.hash);
-            self.by_hash[at] = Some(other);
+        match self.in_hand.take() {
+            Some(other) if other.is_kept => {
+                let at = slot(other.hash);
+                self.slots[at].route = Some(other);
+            }
+            Some(other) => self.spare = Some(other),
+            None => {}
         }
-        self.by_hash[slot(hash)].take().unwrap_or_default()
+        let (slot, tag) = (&mut self.slots[slot(hash)], (hash >> 32) as u32);
+        let is_free = slot.route.is_none() || slot.tag == tag || slot.passed == tag;
+        let known = if may_keep && is_free {
+            slot.tag = tag;
+            slot.route.take()
+        } else {
+            slot.passed = tag;
+            None
+        };
+        let mut route = known.or_else(|| self.spare.take()).unwrap_or_default();
+        route.is_kept = may_keep && is_free;
+        route
     }
 
     #[inline]
@@ -101,12 +132,16 @@ impl Remembered {
     }
 
     fn next_topic(&mut self, topic: &str) -> TopicId {
-        if topic.len() > MATCH_CACHE_TOPIC_MAX {
+        if !may_keep(topic) {
             return TopicId::NONE;
         }
         self.topics += 1;
         TopicId::new(self.topics)
     }
+}
+
+fn may_keep(topic: &str) -> bool {
+    topic.len() <= MATCH_CACHE_TOPIC_MAX
 }
 
 #[inline]
@@ -175,7 +210,7 @@ pub(crate) fn find(broker: &mut Broker, topic: &str) -> Box<Route> {
 fn find_remembered(broker: &mut Broker, topic: &str) -> Box<Route> {
     let generation = broker.matches.generation;
     let hash = broker.interest.topic_hash(topic);
-    let mut found = broker.matches.take(hash);
+    let mut found = broker.matches.take(hash, may_keep(topic));
     if found.generation != generation || found.topic != topic {
         found.generation = generation;
         if found.topic != topic || found.id == TopicId::NONE {
@@ -209,4 +244,54 @@ pub(crate) fn name_groups(broker: &Broker, route: &Route) -> Named {
     let mut named = all.filter(|group| group.is_durable()).map(|group| group.name.clone());
     let first = named.next()?;
     Some(std::iter::once(first).chain(named).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{PlacementKey, ShardId};
+
+    fn find_id(broker: &mut Broker, topic: &str) -> TopicId {
+        let route = find(broker, topic);
+        assert_eq!(route.topic, topic);
+        let id = route.id;
+        put_back(broker, route);
+        id
+    }
+
+    #[test]
+    fn a_topic_that_comes_once_pushes_nobody_out() {
+        let config = super::super::Config::default();
+        let mut broker = Broker::new(config, ShardId::new(0), 1, PlacementKey(1), 1);
+        let wanted = slot(broker.interest.topic_hash("0"));
+        let mut alike = (1..).map(|n| n.to_string());
+        let mut next = || {
+            let is_alike = |topic: &String| slot(broker.interest.topic_hash(topic)) == wanted;
+            alike.find(is_alike).expect("numbers do not end")
+        };
+        let (second, third) = (next(), next());
+        let first = find_id(&mut broker, "0");
+        let ids = [&*second, &third].map(|topic| find_id(&mut broker, topic));
+        assert_eq!(find_id(&mut broker, "0"), first, "it is remembered");
+        // The third was the last that had to pass: now it is kept, and the first is not.
+        let kept = find_id(&mut broker, &third);
+        assert!(!ids.contains(&kept));
+        let now = find_id(&mut broker, "0");
+        assert_eq!((find_id(&mut broker, &third), now == first), (kept, false));
+    }
+
+    #[test]
+    fn a_topic_without_a_slot_is_found_in_hand_and_its_memory_is_used_again() {
+        let config = super::super::Config::default();
+        let mut broker = Broker::new(config, ShardId::new(0), 1, PlacementKey(1), 1);
+        let long = |n: usize| "x".repeat(MATCH_CACHE_TOPIC_MAX + n);
+        let mut memory = Vec::new();
+        for n in [1, 1, 2, 3] {
+            let route = find(&mut broker, &long(n));
+            memory.push(std::ptr::from_ref(&*route));
+            assert_eq!((route.id, route.topic.len()), (TopicId::NONE, MATCH_CACHE_TOPIC_MAX + n));
+            put_back(&mut broker, route);
+        }
+        assert!(memory.iter().all(|place| *place == memory[0]));
+    }
 }
