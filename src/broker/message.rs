@@ -143,8 +143,12 @@ impl Stored {
     }
 
     pub(crate) fn topic(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..self.topic_len as usize])
-            .expect("invariant: a topic is stored from a str")
+        std::str::from_utf8(self.topic_bytes()).expect("invariant: a topic is stored from a str")
+    }
+
+    /// The same, unchecked.
+    pub(crate) fn topic_bytes(&self) -> &[u8] {
+        &self.bytes[..self.topic_len as usize]
     }
 
     /// Properties as `append_forwarded` wrote them.

@@ -13,8 +13,8 @@
 //! `publication`, `variant` and `alias`. What sessions have is `session`, `subscription`, `inflight`,
 //! `queue`, `message`, `will`, `evict`, `moving`, `timers`; what lasts is `durability`, `change`,
 //! `durable`, `restore`. The way from a publisher to its receivers is `route` with `matches` and
-//! `topic_tree`, `retained`, `replay`, `shared_sub` with `membership` and `strategy`; between shards
-//! are `lane`, `entry`, `interest` with `announce`, and `ending`.
+//! `topic_tree`, `retained` with `topic_order`, `replay`, `shared_sub` with `membership` and
+//! `strategy`; between shards are `lane`, `entry`, `interest` with `announce`, and `ending`.
 //!
 //! Invariants: a client id has at most one session here, and a session at most one connection; a
 //! connection that is closing has no session; everything dropped has a counter in [`Stats`].
@@ -63,6 +63,7 @@ pub mod strategy;
 mod subscribe;
 pub(crate) mod subscription;
 pub(crate) mod timers;
+mod topic_order;
 pub mod topic_tree;
 mod unsubscribe;
 pub(crate) mod variant;

@@ -9,13 +9,14 @@
 //! Topics stand in order, so a filter's matches are found by seeking from one candidate to the
 //! next, from any topic on, a bounded number of steps at a time.
 //!
+//! A value's topic, publisher and expiry are those of its message, and stand nowhere else.
+//!
 //! Invariants: `by_topic`, `ordered` and `values` hold the same topics; `deadlines` those with an
 //! expiry; each value owns one reference to its message; marks only grow.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
-use std::ops::Bound;
 use std::rc::Rc;
 
 use foldhash::fast::FixedState;
@@ -30,15 +31,13 @@ use crate::limits::{
 
 use super::entry::{Message, Query, Stamp};
 use super::message::{MessageKey, Messages, Payload};
+use super::topic_order::TopicOrder;
 use super::{Broker, Place, memory};
 
 /// One topic's retained message.
 #[derive(Debug)]
 pub(crate) struct Value {
-    topic: Rc<str>,
     pub(crate) message: MessageKey,
-    pub(crate) publisher: Rc<str>,
-    deadline: Option<Time>,
     pub(crate) origin: ShardId,
     pub(crate) number: u64,
 }
@@ -65,7 +64,7 @@ pub(crate) struct Retained {
     values: Slab<Value>,
     by_topic: Index,
     hasher: FixedState,
-    ordered: BTreeMap<Rc<str>, u32>,
+    ordered: TopicOrder,
     deadlines: BTreeSet<(Time, u32)>,
     /// Bounded by `QUESTIONS_MAX` per shard, where they are asked (L4).
     questions: VecDeque<Question>,
@@ -92,7 +91,7 @@ impl Retained {
             values: Slab::new(),
             by_topic: Index::new(),
             hasher: FixedState::with_seed(seed ^ 6),
-            ordered: BTreeMap::new(),
+            ordered: TopicOrder::default(),
             deadlines: BTreeSet::new(),
             questions: VecDeque::new(),
             found: Vec::new(),
@@ -100,10 +99,14 @@ impl Retained {
         }
     }
 
-    /// The place of a topic's value.
-    fn index_of(&self, topic: &str) -> Option<u32> {
-        let hash = self.hasher.hash_one(topic.as_bytes());
-        self.by_topic.find(hash, |index| *self.values[index as usize].topic == *topic)
+    fn hash_of(&self, topic: &[u8]) -> u64 {
+        self.hasher.hash_one(topic)
+    }
+
+    /// The place of the value of a topic with this hash.
+    fn index_of(&self, messages: &Messages, hash: u64, topic: &str) -> Option<u32> {
+        let topic_at = topics(&self.values, messages);
+        self.by_topic.find(hash, |index| *topic_at(index) == *topic.as_bytes())
     }
 
     /// The id of a publisher, shared with the value before where it is the same.
@@ -114,12 +117,12 @@ impl Retained {
         self.publisher.clone()
     }
 
-    /// A value of a topic that has none.
-    fn insert(&mut self, value: Value) {
-        let (topic, deadline) = (value.topic.clone(), value.deadline);
+    /// A value of a topic with this hash, that has none.
+    fn insert(&mut self, messages: &Messages, hash: u64, value: Value) {
+        let deadline = messages.get(value.message).deadline;
         let index = u32::try_from(self.values.insert(value)).expect("invariant: bounded");
-        self.by_topic.insert(self.hasher.hash_one(topic.as_bytes()), index);
-        self.ordered.insert(topic, index);
+        self.by_topic.insert(hash, index);
+        self.ordered.insert(index, topics(&self.values, messages));
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, index));
         }
@@ -132,8 +135,9 @@ impl Retained {
     }
 
     #[cfg(test)]
-    pub(crate) fn find(&self, topic: &str) -> Option<&Value> {
-        self.index_of(topic).map(|index| self.value(index))
+    pub(crate) fn find(&self, messages: &Messages, topic: &str) -> Option<&Value> {
+        let hash = self.hash_of(topic.as_bytes());
+        self.index_of(messages, hash, topic).map(|index| self.value(index))
     }
 
     /// The owner of a topic, and the next number of a publish by this shard to it.
@@ -171,23 +175,26 @@ impl Retained {
         found.clear();
         let mut bytes = 0;
         let mut take = |index: u32| {
-            let value = &self.values[index as usize];
-            if value.deadline.is_none_or(|deadline| deadline > now) {
+            let message = messages.get(self.values[index as usize].message);
+            if !message.is_expired(now) {
                 found.push(index);
-                bytes += messages.get(value.message).size();
+                bytes += message.size();
             }
             found.len() >= limit || bytes >= REPLAY_PIECE_BYTES
         };
         if !filter.bytes().any(|byte| byte == b'+' || byte == b'#') {
-            if let Some(index) = self.index_of(filter) {
+            let hash = self.hash_of(filter.as_bytes());
+            if let Some(index) = self.index_of(messages, hash, filter) {
                 take(index);
             }
             return None;
         }
         let mut start = start.to_owned();
-        let mut candidates = self.from(&start);
+        let topic_at = topics(&self.values, messages);
+        let mut candidates = self.ordered.from(start.as_bytes(), topic_at);
         for _ in 0..REPLAY_STEPS {
-            let (topic, &index) = candidates.next()?;
+            let index = candidates.next()?;
+            let topic = messages.get(self.values[index as usize].message).topic();
             match compare(filter, topic) {
                 Verdict::Match => {
                     if take(index) {
@@ -196,9 +203,9 @@ impl Retained {
                 }
                 Verdict::Next => {}
                 Verdict::Seek(to) => {
-                    debug_assert!(*to > **topic, "a scan moves forward");
+                    debug_assert!(*to > *topic, "a scan moves forward");
                     start = to;
-                    candidates = self.from(&start);
+                    candidates = self.ordered.from(start.as_bytes(), topic_at);
                 }
                 Verdict::End => return None,
             }
@@ -206,10 +213,6 @@ impl Retained {
             start.push_str(topic);
         }
         Some(successor(&start))
-    }
-
-    fn from(&self, start: &str) -> std::collections::btree_map::Range<'_, Rc<str>, u32> {
-        self.ordered.range::<str, _>((Bound::Included(start), Bound::Unbounded))
     }
 
     /// The publish with this number is processed; numbers of an origin come in order.
@@ -220,19 +223,28 @@ impl Retained {
     }
 
     fn remove(&mut self, messages: &mut Messages, index: u32) {
-        let value = self.values.remove(index as usize);
-        self.by_topic.remove(self.hasher.hash_one(value.topic.as_bytes()), index);
-        self.ordered.remove(&value.topic);
-        if let Some(deadline) = value.deadline {
+        self.ordered.remove(index, topics(&self.values, messages));
+        let message = self.values.remove(index as usize).message;
+        let stored = messages.get(message);
+        self.by_topic.remove(self.hash_of(stored.topic_bytes()), index);
+        if let Some(deadline) = stored.deadline {
             self.deadlines.remove(&(deadline, index));
         }
-        messages.release(value.message);
+        messages.release(message);
     }
 
     /// When [`expire`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
+}
+
+/// Which topic stands at a place.
+fn topics<'a>(
+    values: &'a Slab<Value>,
+    messages: &'a Messages,
+) -> impl Fn(u32) -> &'a [u8] + Copy + use<'a> {
+    |index| messages.get(values[index as usize].message).topic_bytes()
 }
 
 /// The least string above `topic`: topics do not contain U+0000.
@@ -305,7 +317,8 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
     let Broker { retained, messages, config, place, stats, .. } = broker;
     retained.advance(store.origin, store.number);
     let message = &store.message;
-    let existing = retained.index_of(message.topic);
+    let hash = retained.hash_of(message.topic.as_bytes());
+    let existing = retained.index_of(messages, hash, message.topic);
     let is_over = message.deadline.is_some_and(|deadline| deadline <= now);
     if message.payload.is_empty() || is_over {
         if let Some(index) = existing {
@@ -323,40 +336,39 @@ pub(crate) fn store(broker: &mut Broker, now: Time, store: &Store<'_>) {
         stats.dropped_memory += 1;
         return;
     }
-    if let Some(index) = existing {
-        if *retained.values[index as usize].publisher != *message.publisher_id {
-            retained.values[index as usize].publisher = retained.publisher(message.publisher_id);
-        }
-        let value = &mut retained.values[index as usize];
-        new.publisher = Some(&value.publisher);
-        let replaced = std::mem::replace(&mut value.message, messages.insert(new));
-        messages.release(replaced);
-        (value.origin, value.number) = (store.origin, store.number);
-        let before = std::mem::replace(&mut value.deadline, message.deadline);
-        if before != message.deadline {
-            before.map(|deadline| retained.deadlines.remove(&(deadline, index)));
-            message.deadline.map(|deadline| retained.deadlines.insert((deadline, index)));
-        }
-        return;
-    }
-    let publisher = retained.publisher(message.publisher_id);
+    let Some(index) = existing else {
+        let publisher = retained.publisher(message.publisher_id);
+        new.publisher = Some(&publisher);
+        let message = messages.insert(new);
+        let value = Value { message, origin: store.origin, number: store.number };
+        return retained.insert(messages, hash, value);
+    };
+    let replaced = retained.values[index as usize].message;
+    let before = messages.get(replaced).deadline;
+    let publisher = match &messages.get(replaced).publisher {
+        Some(publisher) if **publisher == *message.publisher_id => publisher.clone(),
+        _ => retained.publisher(message.publisher_id),
+    };
     new.publisher = Some(&publisher);
-    let (topic, deadline) = (message.topic.into(), message.deadline);
     let (origin, number) = (store.origin, store.number);
-    let message = messages.insert(new);
-    retained.insert(Value { topic, message, publisher, deadline, origin, number });
+    retained.values[index as usize] = Value { message: messages.insert(new), origin, number };
+    messages.release(replaced);
+    if before != message.deadline {
+        before.map(|deadline| retained.deadlines.remove(&(deadline, index)));
+        message.deadline.map(|deadline| retained.deadlines.insert((deadline, index)));
+    }
 }
 
 /// A value that the journal gave back; its topic has none yet. Its stamp has the number 0: it is
 /// older than whatever is published from now on (SHARDS.md section 3).
 pub(crate) fn restore(broker: &mut Broker, message: &Message<'_>) {
     let Broker { retained, messages, .. } = broker;
-    let (topic, deadline) = (message.topic.into(), message.deadline);
+    let hash = retained.hash_of(message.topic.as_bytes());
     let publisher = retained.publisher(message.publisher_id);
     let mut new = message.to_new();
     new.publisher = Some(&publisher);
     let (message, origin) = (messages.insert(new), retained.place.shard);
-    retained.insert(Value { topic, message, publisher, deadline, origin, number: 0 });
+    retained.insert(messages, hash, Value { message, origin, number: 0 });
 }
 
 /// Removes what has expired; a bounded number per call.
@@ -447,7 +459,7 @@ fn answer(broker: &mut Broker, now: Time, question: &Question) {
             retain: true,
             deadline: stored.deadline,
             forwarded: stored.forwarded(),
-            publisher_id: &value.publisher,
+            publisher_id: stored.publisher.as_deref().unwrap_or(""),
             id: None,
         };
         batch.push_value(&message, value.origin, value.number);
@@ -496,7 +508,8 @@ mod tests {
         loop {
             let (found, next) = take_piece(broker, Time::ZERO, (filter, &start), limit);
             assert!(found.len() <= limit);
-            all.extend(found.iter().map(|index| broker.retained.value(*index).topic.to_string()));
+            let topic_at = topics(&broker.retained.values, &broker.messages);
+            all.extend(found.iter().map(|at| str::from_utf8(topic_at(*at)).unwrap().to_owned()));
             recycle(broker, found);
             match next {
                 Some(next) => start = next,
@@ -536,7 +549,8 @@ mod tests {
         let store = |broker: &mut Broker| {
             all.map(|(topic, publisher_id)| {
                 put(broker, Message { publisher_id, ..message(topic) });
-                broker.retained.find(topic).unwrap().publisher.clone()
+                let message = broker.retained.find(&broker.messages, topic).unwrap().message;
+                broker.messages.get(message).publisher.clone().unwrap()
             })
         };
         let [first, second, third] = store(&mut broker);

@@ -118,7 +118,7 @@ fn retained_run(seed: u64, faults: &mut Faults) {
 fn stored(world: &World, topic: &str) -> Option<u64> {
     let owner = KEY.owner_of(topic, world.brokers.len()).index();
     let broker = &world.brokers[owner];
-    let message = broker.messages.get(broker.retained.find(topic)?.message);
+    let message = broker.messages.get(broker.retained.find(&broker.messages, topic)?.message);
     std::str::from_utf8(message.payload().bytes).unwrap().parse().ok()
 }
 
