@@ -36,6 +36,9 @@ use super::subscription::plain_of;
 use super::topic_tree::FilterId;
 use super::{Broker, Place, deliver, route};
 
+/// Room for so many replays is kept while there are none.
+const KEPT_MAX: usize = 1024;
+
 /// One replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReplayId(u32);
@@ -56,15 +59,13 @@ enum State {
 struct Replay {
     session: SessionKey,
     filter: FilterId,
-    /// The filter written out.
-    text: Box<str>,
     /// `known` as it was when the subscription began (R2).
     base: Rc<[u64]>,
     /// Owners that are still to be asked, this one first; counted down.
     owner: ShardId,
-    owners_left: usize,
+    owners_left: u8,
     /// Where the next piece starts, at this owner.
-    start: String,
+    start: Box<str>,
     state: State,
 }
 
@@ -149,6 +150,12 @@ impl Replays {
     #[cfg(test)]
     pub(crate) fn ready_len(&self) -> usize {
         self.ready.len()
+    }
+
+    /// For how many there is room without more memory.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.replays.capacity().max(self.ready.capacity())
     }
 
     /// Whether no question is open.
@@ -258,6 +265,16 @@ impl Replays {
         }
     }
 
+    /// What many at once took is given back when the last is over.
+    fn give_back(&mut self) {
+        if self.replays.is_empty() && self.replays.capacity() > KEPT_MAX {
+            self.replays = Slab::new();
+        }
+        if self.ready.is_empty() {
+            self.ready.shrink_to(KEPT_MAX);
+        }
+    }
+
     /// A question has its answer: who asked, and whether the answer counts.
     fn close(&mut self, question: u32) -> (Option<ReplayId>, bool) {
         let Asked { owner, replay, again } = self.questions.remove(question as usize);
@@ -280,20 +297,29 @@ pub(crate) fn start(
     at_once: bool,
 ) {
     cancel(broker, session, filter);
-    let text = broker.topic_tree.filter(filter).into_boxed_str();
-    let base = know_base(broker);
-    let Broker { replays, sessions, place, .. } = broker;
-    let Some(owner) = sessions.get_mut(session) else { return };
+    let text = broker.topic_tree.filter(filter);
     let is_exact = !text.bytes().any(|byte| byte == b'+' || byte == b'#');
-    let (first, owners_left) = match is_exact {
+    let place = broker.place;
+    let (mut owner, mut owners_left) = match is_exact {
         true => (place.key.owner_of(&text, place.shards), 1),
-        false => (place.shard, place.shards),
+        false => (place.shard, place.shards as u8),
     };
-    let start = String::new();
-    let state = State::Ready;
-    let replay = Replay { session, filter, text, base, owner: first, owners_left, start, state };
+    // Mostly nothing is retained for a filter. Of this shard that is seen at once: so who subscribes
+    // to a million filters leaves no million replays to be run.
+    if owner == place.shard && !broker.retained.may_match(&broker.messages, &text) {
+        owner = next_owner(owner, place.shards);
+        owners_left -= 1;
+        if owners_left == 0 {
+            return;
+        }
+    }
+    let base = know_base(broker);
+    let Broker { replays, sessions, .. } = broker;
+    let Some(subscriber) = sessions.get_mut(session) else { return };
+    let (start, state) = (Box::default(), State::Ready);
+    let replay = Replay { session, filter, base, owner, owners_left, start, state };
     let id = ReplayId(replays.replays.insert(replay) as u32);
-    owner.subscriptions.replays_mut().by_filter.insert(filter, id);
+    subscriber.subscriptions.replays_mut().by_filter.insert(filter, id);
     match at_once {
         true => step(broker, now, id),
         false => replays.ready.push_back(id),
@@ -339,11 +365,12 @@ fn set_no_room(broker: &mut Broker, id: ReplayId, qos: QoS) {
 /// Goes on with replays, a bounded number of pieces per call.
 pub(crate) fn run(broker: &mut Broker, now: Time) {
     for _ in 0..REPLAY_PIECES_PER_TICK {
-        let Some(id) = broker.replays.take_ready() else { return };
+        let Some(id) = broker.replays.take_ready() else { break };
         if broker.replays.get(id).is_some_and(|replay| replay.state == State::Ready) {
             step(broker, now, id);
         }
     }
+    broker.replays.give_back();
 }
 
 /// `known`, with what this shard has published itself, to be kept by a replay.
@@ -384,7 +411,7 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
     on_room(broker, session);
     let replay = &mut broker.replays.replays[id.0 as usize];
     if is_here {
-        let (text, start) = (replay.text.clone(), std::mem::take(&mut replay.start));
+        let (text, start) = (broker.topic_tree.filter(filter), std::mem::take(&mut replay.start));
         let (found, next) = retained::take_piece(broker, now, (&text, &start), room);
         for &index in &found {
             deliver_own(broker, now, id, index);
@@ -403,14 +430,15 @@ fn step(broker: &mut Broker, now: Time, id: ReplayId) {
 fn ask(broker: &mut Broker, id: ReplayId, owner: ShardId, room: usize) {
     // With `known` as it is now; `base` stays as it was.
     know_base(broker);
-    let Broker { replays, out, place, .. } = broker;
+    let Broker { replays, out, place, topic_tree, .. } = broker;
     let question = replays.questions.insert(Asked { owner, replay: Some(id), again: false }) as u32;
     replays.open[owner.index()] += 1;
     let replay = &mut replays.replays[id.0 as usize];
     replay.state = State::Asked(question);
     let column: Vec<u64> =
         (0..place.shards).map(|o| replays.known[o * place.shards + owner.index()]).collect();
-    let range = (&*replay.text, replay.start.as_str());
+    let text = topic_tree.filter(replay.filter);
+    let range = (&*text, &*replay.start);
     out.batches[owner.index()].push_query((question, room as u32), range, &column);
 }
 
@@ -418,13 +446,10 @@ fn ask(broker: &mut Broker, id: ReplayId, owner: ShardId, room: usize) {
 fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
     let shards = broker.place.shards;
     let Some(replay) = broker.replays.replays.get_mut(id.0 as usize) else { return };
-    replay.start.clear();
-    match next {
-        Some(next) => replay.start.push_str(next),
-        None => {
-            replay.owner = ShardId::new((replay.owner.index() + 1) % shards);
-            replay.owners_left -= 1;
-        }
+    replay.start = next.unwrap_or_default().into();
+    if next.is_none() {
+        replay.owner = next_owner(replay.owner, shards);
+        replay.owners_left -= 1;
     }
     if replay.owners_left > 0 {
         return broker.replays.set_ready(id);
@@ -434,6 +459,10 @@ fn advance(broker: &mut Broker, id: ReplayId, next: Option<&str>) {
     if let Some(owner) = broker.sessions.get_mut(session) {
         owner.subscriptions.change_replays(|replays| Running::end(replays, filter));
     }
+}
+
+fn next_owner(owner: ShardId, shards: usize) -> ShardId {
+    ShardId::new((owner.index() + 1) % shards)
 }
 
 /// An answer, with its values in `entries`.

@@ -161,6 +161,24 @@ impl Retained {
         &self.values[index as usize]
     }
 
+    /// Whether a scan may find something. False is certain, and costs one look-up.
+    pub(crate) fn may_match(&self, messages: &Messages, filter: &str) -> bool {
+        let topic_at = topics(&self.values, messages);
+        let Some(at) = filter.find(['+', '#']) else {
+            let hash = self.hash_of(filter.as_bytes());
+            return self.index_of(messages, hash, filter).is_some();
+        };
+        // `a/#` matches `a`, too.
+        let begin = &filter[..at];
+        let begin = if filter[at..].starts_with('#') {
+            begin.strip_suffix('/').unwrap_or(begin)
+        } else {
+            begin
+        };
+        let first = self.ordered.from(begin.as_bytes(), topic_at).next();
+        first.is_some_and(|index| topic_at(index).starts_with(begin.as_bytes()))
+    }
+
     /// Finds up to `limit` matches of a filter from `start` on, into `found`. Tells where the next
     /// piece starts; None when this one was the last. `[MQTT-3.3.1-9]`, with the same meaning of
     /// filters as for live messages.
@@ -535,6 +553,8 @@ mod tests {
             for filter in filters {
                 let expected: Vec<String> =
                     topics.iter().filter(|topic| reference(&filter, topic)).cloned().collect();
+                let may_match = broker.retained.may_match(&broker.messages, &filter);
+                prop_assert!(may_match || expected.is_empty());
                 prop_assert_eq!(replayed(&mut broker, &filter, limit), expected);
             }
         }

@@ -91,7 +91,8 @@ fn an_acknowledgement_wakes_one_replay() {
     world.subscribe(client, "x", QoS::AtLeastOnce);
     world.publish(publisher, "x", "held", QoS::AtLeastOnce, 2);
     let [Got::Publish(held)] = &world.take(client)[..] else { panic!("no PUBLISH") };
-    let names = names("n/", 500);
+    // With wildcards: that nothing is retained for most of them is not seen at once.
+    let names = names("+/", 500);
     subscribe_all(&mut world, client, 1, &refs(&names));
     run_replays(&mut world);
     assert!(matches!(world.take(client)[..], [Got::SubAck(..)]), "its window is full");
@@ -99,7 +100,7 @@ fn an_acknowledgement_wakes_one_replay() {
     replay::on_room(&mut world.brokers[0], session);
     assert_eq!(world.brokers[0].replays.ready_len(), 1);
     // The one that was to bring the others may end before its turn.
-    unsubscribe_all(&mut world, client, &["n/0"]);
+    unsubscribe_all(&mut world, client, &["+/0"]);
     run_replays(&mut world);
     assert!(matches!(world.take(client)[..], [Got::UnsubAck(..)]));
     world.send(client, &Packet::PubAck(Ack::new(id(held.id), ReasonCode::SUCCESS)));
@@ -110,6 +111,34 @@ fn an_acknowledgement_wakes_one_replay() {
     }
     topics.sort();
     assert_eq!(topics, ["n/250", "n/3", "n/499"]);
+}
+
+/// A subscription for which nothing is retained leaves no replay behind, and what many of them took
+/// is given back.
+#[test]
+fn a_replay_of_nothing_is_over_at_once() {
+    let mut world = World::new(1);
+    let (client, _) = world.join(&hello(Version::V5, "c"));
+    let mut retained = publish("n/400/x", b"kept", QoS::AtMostOnce, 0);
+    retained.retain = true;
+    world.send(client, &Packet::Publish(retained));
+    let subscribe = |world: &mut World, end: &str, count| {
+        let names: Vec<String> = names("n/", count).iter().map(|name| name.clone() + end).collect();
+        subscribe_all(world, client, 1, &refs(&names));
+        run_replays(world);
+        (world.take(client).len(), world.brokers[0].replays.room())
+    };
+    for end in ["", "/x/y", "/y/#", "/y/+"] {
+        assert_eq!(subscribe(&mut world, end, 500), (1, 0), "{end}: SUBACK alone");
+    }
+    for end in ["/+", "/x", "/x/#", "/#"] {
+        assert_eq!(subscribe(&mut world, end, 500).0, 2, "{end}: and what is kept");
+    }
+    // With a wildcard at the beginning it is not seen: 3,000 wait.
+    let names = names("+/", 3000);
+    subscribe_all(&mut world, client, 1, &refs(&names));
+    run_replays(&mut world);
+    assert!(world.brokers[0].replays.room() < 1500);
 }
 
 fn run_replays(world: &mut World) {
