@@ -12,6 +12,8 @@
 const EMPTY: u32 = u32::MAX;
 /// Homes of the smallest index that holds something.
 const HOMES_MIN: usize = 8;
+/// Buckets that are moved at a time when it grows: few in tests, so that runs of them are cut.
+const PIECE: usize = if cfg!(test) { 8 } else { 4096 };
 
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
@@ -144,24 +146,57 @@ impl Index {
     /// In its own memory, which the system extends in place when it is large: a new table each time
     /// would leave a hole behind, and all of them together four times what the last one takes.
     fn resize(&mut self, homes: usize) {
-        self.buckets.retain(|bucket| bucket.place != EMPTY);
-        let used = self.buckets.len();
-        self.buckets.reserve_exact(homes);
-        self.buckets.resize(homes + used, NO_ENTRY);
-        self.buckets.copy_within(..used, homes);
-        self.buckets[..homes].fill(NO_ENTRY);
-        self.homes = homes;
-        // They come in order from behind all homes, so none is overwritten before it was moved: the
-        // one of number i ends at the last home and i at most.
-        let mut next = 0;
-        for from in homes..homes + used {
-            let bucket = std::mem::replace(&mut self.buckets[from], NO_ENTRY);
-            let at = self.home(bucket.hash).max(next);
-            self.buckets[at] = bucket;
-            next = at + 1;
+        if homes > self.homes {
+            self.grow(homes);
+        } else {
+            self.shrink(homes);
         }
-        self.buckets.truncate(homes.max(next));
+    }
+
+    /// None moves up, so each is read before something is written there.
+    fn shrink(&mut self, homes: usize) {
+        self.homes = homes;
+        let mut next = 0;
+        for from in 0..self.buckets.len() {
+            let bucket = std::mem::replace(&mut self.buckets[from], NO_ENTRY);
+            if bucket.place != EMPTY {
+                let at = self.home(bucket.hash).max(next);
+                self.buckets[at] = bucket;
+                next = at + 1;
+            }
+        }
+        self.buckets.resize(homes.max(next), NO_ENTRY);
         self.buckets.shrink_to(homes + HOMES_MIN);
+    }
+
+    /// None moves down. So pieces are moved from the last to the first, each by way of a copy; where
+    /// each begins is found beforehand.
+    fn grow(&mut self, homes: usize) {
+        self.homes = homes;
+        let (len, mut end) = (self.buckets.len(), 0);
+        let mut starts = Vec::with_capacity(len / PIECE + 1);
+        for piece in self.buckets.chunks(PIECE) {
+            starts.push(end);
+            for bucket in piece.iter().filter(|bucket| bucket.place != EMPTY) {
+                end = end.max(self.home(bucket.hash)) + 1;
+            }
+        }
+        let new_len = homes.max(end);
+        self.buckets.reserve_exact(new_len.saturating_sub(len));
+        self.buckets.resize(new_len, NO_ENTRY);
+        let mut copy: Vec<Bucket> = Vec::with_capacity(PIECE.min(len));
+        for (piece, start) in starts.into_iter().enumerate().rev() {
+            let piece = piece * PIECE..len.min((piece + 1) * PIECE);
+            let used = self.buckets[piece.clone()].iter().filter(|bucket| bucket.place != EMPTY);
+            copy.extend(used);
+            self.buckets[piece].fill(NO_ENTRY);
+            let mut next = start;
+            for bucket in copy.drain(..) {
+                let at = self.home(bucket.hash).max(next);
+                self.buckets[at] = bucket;
+                next = at + 1;
+            }
+        }
     }
 }
 
@@ -228,6 +263,9 @@ mod tests {
                 "{bytes} B for {}",
                 index.len()
             );
+            if n % 4999 == 0 {
+                index.check();
+            }
         }
         assert!((0..100_000).all(|n| index.find(hash(n), |at| at == n) == Some(n)));
         assert_eq!(index.find(hash(100_000), |at| at == 100_000), None);
