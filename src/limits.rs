@@ -254,8 +254,11 @@ pub const JOURNAL_ANSWER_BYTES: usize = 2 * 1024 * 1024;
 pub const JOURNAL_ZERO_BYTES: usize = 1024 * 1024;
 /// Which part of the memory budget a recovery reads of what queues hold; the rest stays on disk.
 pub const RECOVER_MEMORY_PART: u64 = 8;
+/// Bytes that a recovery reads at once as it looks through a segment, unless a commit has more. Less
+/// than half of what a core's second cache holds.
+pub const JOURNAL_SCAN_BYTES: usize = 256 * 1024;
 /// Bytes that a recovery reads at once where it needs single records.
-pub const JOURNAL_READ_BYTES: usize = 1024 * 1024;
+pub const JOURNAL_READ_BYTES: usize = 256 * 1024;
 /// Bytes whose checksums a damaged frame may cost, for each of its own, while a whole record is
 /// looked for in it.
 pub const JOURNAL_RESYNC_FACTOR: usize = 64;

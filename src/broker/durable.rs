@@ -143,11 +143,12 @@ pub struct DurableQueued {
     pub qos: QoS,
     /// Retain flag that it is delivered with.
     pub retain: bool,
-    /// Subscription Identifiers that it carries.
-    pub subscription_ids: Box<[u32]>,
-    /// `share name/filter` of the group that it was picked for.
-    pub group: Option<Box<str>>,
+    /// What few have.
+    pub extra: Option<Box<DurableExtra>>,
 }
+
+// There may be millions.
+const _: () = assert!(size_of::<DurableQueued>() == 16);
 
 /// The same for a message that is not in [`DurableState::messages`]. There may be millions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,13 +165,21 @@ pub struct DurableEvicted {
     pub extra: Option<Box<DurableExtra>>,
 }
 
-/// See [`DurableEvicted`].
+/// What few messages of a queue have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableExtra {
-    /// As in [`DurableQueued`].
+    /// Subscription Identifiers that it carries.
     pub subscription_ids: Box<[u32]>,
-    /// As in [`DurableQueued`].
+    /// `share name/filter` of the group that it was picked for.
     pub group: Option<Box<str>>,
+}
+
+impl DurableExtra {
+    /// With these, if there is anything to say.
+    pub fn of(subscription_ids: Box<[u32]>, group: Option<Box<str>>) -> Option<Box<Self>> {
+        let is_some = !subscription_ids.is_empty() || group.is_some();
+        is_some.then(|| Box::new(Self { subscription_ids, group }))
+    }
 }
 
 /// What a group is owed.
@@ -200,9 +209,16 @@ impl DurableState {
             let topic = &self.messages[place as usize].topic;
             parts[placement.owner_of(topic, shards).index()].retained.push(place);
         }
+        let held: Vec<Vec<u32>> = parts.iter().map(Self::held).collect();
+        if let [part] = &mut *parts
+            && held[0].len() == self.messages.len()
+        {
+            // There may be millions, and they stay where they are.
+            part.messages = self.messages;
+            return parts;
+        }
         // Each message goes to the last part that holds it, and is copied for the others; its
         // payload is shared between them.
-        let held: Vec<Vec<u32>> = parts.iter().map(Self::held).collect();
         let mut holders = vec![0_u32; self.messages.len()];
         held.iter().flatten().for_each(|place| holders[*place as usize] += 1);
         let mut place_in_part = vec![0_u32; self.messages.len()];
@@ -249,8 +265,7 @@ impl DurableState {
                 let (index, options, id) = members[(in_memory + turn) % members.len()];
                 evicted.qos = evicted.qos.min(qos_of(options));
                 evicted.retain &= options & RETAIN_AS_PUBLISHED != 0;
-                let (subscription_ids, group) = (id.into_iter().collect(), Some(group.key.clone()));
-                evicted.extra = Some(Box::new(DurableExtra { subscription_ids, group }));
+                evicted.extra = DurableExtra::of(id.into_iter().collect(), Some(group.key.clone()));
                 sessions[index].on_disk.push(evicted);
             }
             for (turn, place) in group.owed.iter().enumerate() {
@@ -260,8 +275,7 @@ impl DurableState {
                     message: *place,
                     qos: message.qos.min(qos_of(options)),
                     retain: message.retain && options & RETAIN_AS_PUBLISHED != 0,
-                    subscription_ids: id.into_iter().collect(),
-                    group: Some(group.key.clone()),
+                    extra: DurableExtra::of(id.into_iter().collect(), Some(group.key.clone())),
                 });
             }
             for (index, _, _) in members {
@@ -321,13 +335,7 @@ mod tests {
     }
 
     fn queued(message: u32) -> DurableQueued {
-        DurableQueued {
-            message,
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            subscription_ids: Box::default(),
-            group: None,
-        }
+        DurableQueued { message, qos: QoS::AtLeastOnce, retain: false, extra: None }
     }
 
     fn session(n: u32, queue: &[u32]) -> DurableSession {
@@ -419,6 +427,7 @@ mod tests {
             .collect();
         assert_eq!(queues, [vec![0, 2, 3], vec![], vec![1]]);
         let first = &parts[0].sessions[0].queue[0];
-        assert_eq!((first.group.as_deref(), &*first.subscription_ids), (Some("g/t/#"), &[9][..]));
+        let extra = first.extra.as_deref().unwrap();
+        assert_eq!((extra.group.as_deref(), &*extra.subscription_ids), (Some("g/t/#"), &[9][..]));
     }
 }

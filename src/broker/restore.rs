@@ -15,8 +15,8 @@ use crate::codec::mqtt::SubscriptionOptions;
 use super::alias::TopicId;
 use super::change::Record;
 use super::durable::{
-    DurableEvicted, DurableExchange, DurableMessage, DurableQueued, DurableSession, DurableState,
-    DurableSubscription,
+    DurableEvicted, DurableExchange, DurableExtra, DurableMessage, DurableQueued, DurableSession,
+    DurableState, DurableSubscription,
 };
 use super::entry::Message;
 use super::message::{MessageKey, NewMessage, Payload};
@@ -170,12 +170,15 @@ impl Broker {
             });
             found.clone().map(|group| Chosen { group, spread: 0, is_owed: true })
         };
-        let mut take = |stored: DurableQueued, messages: &mut super::message::Messages| Queued {
-            message: messages.retain(keys[stored.message as usize]),
-            qos: stored.qos,
-            retain: stored.retain,
-            subscription_ids: SubscriptionIds::new(&stored.subscription_ids),
-            group: chosen(stored.group),
+        let mut terms = |message, qos, retain, extra: Option<Box<DurableExtra>>| {
+            let DurableExtra { subscription_ids, group } =
+                extra.map(|extra| *extra).unwrap_or_default();
+            let subscription_ids = SubscriptionIds::new(&subscription_ids);
+            Queued { message, qos, retain, subscription_ids, group: chosen(group) }
+        };
+        let mut take = |stored: DurableQueued, messages: &mut super::message::Messages| {
+            let message = messages.retain(keys[stored.message as usize]);
+            terms(message, stored.qos, stored.retain, stored.extra)
         };
         for exchange in in_flight {
             let queued = exchange.message.filter(|_| !exchange.is_received).map(|stored| {
@@ -195,17 +198,7 @@ impl Broker {
         }
         for stored in on_disk {
             let DurableEvicted { id, size, qos, retain, extra } = stored;
-            let (ids, group) = match extra {
-                Some(extra) => (extra.subscription_ids, extra.group),
-                None => Default::default(),
-            };
-            let terms = Queued {
-                message: MessageKey::NONE,
-                qos,
-                retain,
-                subscription_ids: SubscriptionIds::new(&ids),
-                group: chosen(group),
-            };
+            let terms = terms(MessageKey::NONE, qos, retain, extra);
             outgoing.queue.push_evicted((id, size as usize, None), terms, messages);
         }
         stats.dropped_expired += ended.len() as u64;

@@ -148,12 +148,10 @@ fn inspect_segment(
 ) -> Result<(), Failure> {
     let name = store.name(found.file);
     let mut bytes = Vec::new();
-    let len = usize::try_from(found.bytes).unwrap_or(usize::MAX);
-    store
-        .read(found.file, 0, len, &mut bytes)
-        .map_err(|error| Failure::Usage(format!("{name} cannot be read: {error}")))?;
+    let unreadable = |error| Failure::Usage(format!("{name} cannot be read: {error}"));
+    let mut frames = Frames::new(store, (found.file, found.bytes), found.sequence, &mut bytes);
     let (mut commits, mut count, mut bad) = (Vec::new(), 0u64, 0u64);
-    for (offset, frame, body) in Frames::new(&bytes, found.sequence) {
+    while let Some((offset, frame, body)) = frames.next_frame().map_err(unreadable)? {
         commits.push(frame.commit);
         let mut lines = Vec::new();
         count += u64::from(scan::records(
@@ -175,6 +173,7 @@ fn inspect_segment(
             writeln!(out, "{line}")?;
         }
     }
+    bad += frames.unread().len() as u64;
     let (first, last) = (commits.first(), commits.last());
     let version = found.header.map(|header| header.version);
     if json {
@@ -359,9 +358,10 @@ fn exported_message(index: usize, message: &DurableMessage) -> Value {
 
 fn exported_session(session: &DurableSession) -> Value {
     let queued = |queued: &DurableQueued| {
+        let extra = queued.extra.as_deref().cloned().unwrap_or_default();
         json!({
             "message": queued.message, "qos": queued.qos as u8, "retain": queued.retain,
-            "subscription_ids": queued.subscription_ids, "group": queued.group,
+            "subscription_ids": extra.subscription_ids, "group": extra.group,
         })
     };
     let subscriptions = session.subscriptions.iter().map(|sub| {

@@ -182,7 +182,7 @@ pub fn recover_some(
         }
     }
     let tail = match tail {
-        Some((index, _, frame)) => {
+        Some((index, frame)) => {
             let records = reading.tail_records;
             segments[index].offsets.pop();
             // It will stand in a segment behind all of these.
@@ -311,15 +311,33 @@ fn greatest_segment(
 fn oldest_needed(store: &dyn Store, all: &[Found]) -> Result<u64, RecoverError> {
     let mut bytes = Vec::new();
     for found in all.iter().rev() {
-        read_some(store, found.file, found.bytes, &mut bytes)?;
-        let frames: Vec<_> = Frames::new(&bytes, found.sequence).collect();
-        // Only later commits say more: the last that is whole says it.
-        let last = frames.iter().rev().find(|(_, frame, records)| is_whole(frame, records));
-        if let Some((_, frame, _)) = last {
-            return Ok(frame.oldest);
+        let mut frames = frames_of(store, found, &mut bytes);
+        let mut oldest = None;
+        while let Some((_, frame, records)) =
+            frames.next_frame().map_err(unreadable(store, found))?
+        {
+            // Only later commits say more: the last that is whole says it.
+            if is_whole(&frame, records) {
+                oldest = Some(frame.oldest);
+            }
+        }
+        if let Some(oldest) = oldest {
+            return Ok(oldest);
         }
     }
     Ok(0)
+}
+
+fn frames_of<'a>(store: &'a dyn Store, found: &Found, bytes: &'a mut Vec<u8>) -> Frames<'a> {
+    Frames::new(store, (found.file, found.bytes), found.sequence, bytes)
+}
+
+fn unreadable<'a>(
+    store: &'a dyn Store,
+    found: &Found,
+) -> impl FnOnce(io::Error) -> RecoverError + 'a {
+    let file = found.file;
+    move |error| RecoverError::File(store.name(file), error)
 }
 
 /// Whether all of a frame's records are there.
@@ -338,7 +356,7 @@ fn read_some(
     bytes: &mut Vec<u8>,
 ) -> Result<Vec<(u64, u64)>, RecoverError> {
     let len = usize::try_from(len).unwrap_or(usize::MAX);
-    let read = read_what_comes(store, file, len, bytes);
+    let read = read_what_comes(store, file, 0, len, bytes);
     read.map_err(|error| RecoverError::File(store.name(file), error))
 }
 
@@ -409,19 +427,19 @@ struct Reading<'a> {
     last_commit: u64,
     place: u64,
     pending: Option<Pending>,
-    /// The last commit that was taken: its segment, where it begins, and what of it is live.
-    tail: Option<(usize, u64, Frame)>,
+    /// The last commit that was taken, and its segment.
+    tail: Option<(usize, Frame)>,
     /// Its records' bytes.
     tail_records: Vec<u8>,
     /// What numbers were given before it.
     tail_numbers_from: u64,
+    /// What of it is live.
     tail_live: i64,
 }
 
 impl<'a> Reading<'a> {
     /// Reads these segments.
     fn all(store: &'a dyn Store, seed: u64, needed: &[Found]) -> Result<Self, RecoverError> {
-        // Of the size of a segment: made once.
         let mut bytes = Vec::new();
         // Nothing was freed yet: what there is stands in its order, and one look is enough. Unless
         // something of it is damaged: what is said twice may stand further on.
@@ -473,9 +491,11 @@ impl<'a> Reading<'a> {
             if let Some(next) = needed.get(index + 1) {
                 self.store.prefetch(next.file);
             }
-            read_some(self.store, found.file, found.bytes, bytes)?;
             let before = found.header.map(|header| header.next_number);
-            for (_, frame, records) in Frames::new(bytes, found.sequence) {
+            let mut frames = frames_of(self.store, found, bytes);
+            while let Some((_, frame, records)) =
+                frames.next_frame().map_err(unreadable(self.store, found))?
+            {
                 let mut said = Vec::new();
                 scan::of_kinds(&frame, records, record::SESSION_KINDS, |entry| {
                     said.extend(Existence::of(&entry, before));
@@ -519,15 +539,8 @@ impl<'a> Reading<'a> {
     }
 
     fn read_segment(&mut self, found: &Found, bytes: &mut Vec<u8>) -> Result<(), RecoverError> {
-        let unread = read_some(self.store, found.file, found.bytes, bytes)?;
-        for (offset, len) in unread {
-            let name = self.store.name(found.file);
-            self.report.quarantined += 1;
-            self.report.quarantined_bytes += len;
-            self.report.damaged(|| format!("{name}: byte {offset}: {len} bytes cannot be read"));
-        }
         self.report.segments += 1;
-        self.report.bytes += bytes.len() as u64;
+        self.report.bytes += found.bytes;
         match &found.header {
             Some(header) => self.fold.begin_after(header.last_sequence, header.next_number),
             None => {
@@ -551,16 +564,18 @@ impl<'a> Reading<'a> {
             is_opening: false,
             last_read: 0,
         });
-        for (offset, frame, records) in Frames::new(bytes, found.sequence) {
+        let store = self.store;
+        let mut frames = frames_of(store, found, bytes);
+        while let Some((offset, frame, records)) =
+            frames.next_frame().map_err(unreadable(store, found))?
+        {
             self.read_frame(found.file, offset, &frame, records);
         }
-        if let Some((index, offset, frame)) = &self.tail
-            && index + 1 == self.segments.len()
-        {
-            let start = (*offset as usize + FRAME_HEADER).min(bytes.len());
-            let end = (start + frame.len as usize).min(bytes.len());
-            self.tail_records.clear();
-            self.tail_records.extend_from_slice(&bytes[start..end]);
+        for (offset, len) in frames.unread() {
+            let name = store.name(found.file);
+            self.report.quarantined += 1;
+            self.report.quarantined_bytes += len;
+            self.report.damaged(|| format!("{name}: byte {offset}: {len} bytes cannot be read"));
         }
         Ok(())
     }
@@ -589,11 +604,18 @@ impl<'a> Reading<'a> {
             return;
         }
         self.pending = None;
-        self.take_frame(file, offset, frame, pieces);
+        self.take_frame(file, offset, frame, records, pieces);
     }
 
     /// Takes what holds of a frame.
-    fn take_frame(&mut self, file: u32, offset: u64, frame: &Frame, pieces: Pieces<'_>) {
+    fn take_frame(
+        &mut self,
+        file: u32,
+        offset: u64,
+        frame: &Frame,
+        records: &[u8],
+        pieces: Pieces<'_>,
+    ) {
         let expected = self.last_commit + 1;
         if frame.commit > expected && self.report.commits > 0 {
             self.report.missing_commits += frame.commit - expected;
@@ -606,11 +628,13 @@ impl<'a> Reading<'a> {
             });
         }
         let live = std::mem::take(&mut self.tail_live);
-        if let Some((index, ..)) = self.tail {
+        if let Some((index, _)) = self.tail {
             self.segments[index].live += live;
         }
         let index = self.segments.iter().rposition(|segment| segment.file == file);
-        self.tail = index.map(|index| (index, offset, *frame));
+        self.tail = index.map(|index| (index, *frame));
+        self.tail_records.clear();
+        self.tail_records.extend_from_slice(records);
         if let Some(segment) = index.map(|index| &mut self.segments[index]) {
             if segment.offsets.is_empty() {
                 segment.first_commit = frame.commit;
@@ -629,13 +653,11 @@ impl<'a> Reading<'a> {
         report.records += whole.len() as u64;
         for (at, body) in whole {
             match record::decode(body) {
-                Ok((_, entry)) => {
-                    fold.apply(at, &entry);
-                    account(fold, segments, frame.commit, tail_live);
-                }
+                Ok((_, entry)) => fold.apply(at, &entry),
                 Err(why) => bad.push(Bad { offset: at.offset, len: at.len, why }),
             }
         }
+        account(fold, segments, frame.commit, tail_live);
         bad.sort_unstable_by_key(|piece| piece.offset);
         for Bad { offset: at, len, why } in bad {
             report.quarantined += 1;
@@ -648,7 +670,7 @@ impl<'a> Reading<'a> {
 
     fn take_damaged(&mut self) {
         if let Some(Pending { frame, file, offset, records }) = self.pending.take() {
-            self.take_frame(file, offset, &frame, Pieces::of(&frame, &records));
+            self.take_frame(file, offset, &frame, &records, Pieces::of(&frame, &records));
         }
     }
 

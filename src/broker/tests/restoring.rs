@@ -26,8 +26,7 @@ fn message(n: u64, topic: &str, qos: QoS) -> DurableMessage {
 }
 
 fn queued(message: u32, qos: QoS) -> DurableQueued {
-    let subscription_ids = Box::default();
-    DurableQueued { message, qos, retain: false, subscription_ids, group: None }
+    DurableQueued { message, qos, retain: false, extra: None }
 }
 
 fn subscription(filter: &str, qos: QoS) -> DurableSubscription {

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use foldhash::fast::FixedState;
 
 use super::messages::{Message, Owed};
+use super::queue::Queue;
 use super::sessions::{Exchange, Session};
 use super::subs::Sub;
 use super::{At, Fold};
@@ -87,14 +88,13 @@ impl Fold {
         groups.sort_unstable_by_key(|slot| self.groups[*slot as usize].number);
         for slot in groups {
             let group = &self.groups[slot as usize];
-            let owed = group.queue.names().filter(|name| self.owed(*name, slot, true).is_some());
-            let (read, on_disk) = in_order(owed, &places);
-            let on_disk = on_disk.into_iter().filter_map(|(name, _)| {
+            let (read, on_disk) = self.in_order(&group.queue, (slot, true), &places);
+            let on_disk = on_disk.into_iter().filter_map(|Named { name, .. }| {
                 let message = self.messages.get(name)?;
                 evicted(name, message, (message.qos, message.retain), None)
             });
             let on_disk: Vec<DurableEvicted> = on_disk.collect();
-            let owed: Vec<u32> = read.into_iter().filter_map(|(_, place)| place).collect();
+            let owed: Vec<u32> = read.into_iter().filter_map(|named| named.place).collect();
             if !owed.is_empty() || !on_disk.is_empty() {
                 state.groups.push(DurableGroup { key: group.key.clone(), owed, on_disk });
             }
@@ -170,24 +170,19 @@ impl Fold {
 
     fn export_session(&self, slot: u32, places: &Places) -> DurableSession {
         let session = &self.sessions[slot as usize];
-        let owed = session.queue.names().filter(|name| self.owed(*name, slot, false).is_some());
-        let (read, on_disk) = in_order(owed, places);
-        let queue = read.into_iter().filter_map(|(name, place)| {
-            let owed = self.owed(name, slot, false)?;
+        let (read, on_disk) = self.in_order(&session.queue, (slot, false), places);
+        let queue = read.into_iter().filter_map(|Named { place, owed, .. }| {
             Some(DurableQueued {
                 message: place?,
                 qos: qos(owed.qos),
                 retain: owed.retain,
-                subscription_ids: owed.ids().collect(),
-                group: None,
+                extra: DurableExtra::of(owed.ids().collect(), None),
             })
         });
         let queue = queue.collect();
-        let on_disk = on_disk.into_iter().filter_map(|(name, _)| {
-            let (message, owed) = (self.messages.get(name)?, self.owed(name, slot, false)?);
-            let extra = (owed.subscription_id != 0).then(|| {
-                Box::new(DurableExtra { subscription_ids: owed.ids().collect(), group: None })
-            });
+        let on_disk = on_disk.into_iter().filter_map(|Named { name, owed, .. }| {
+            let message = self.messages.get(name)?;
+            let extra = DurableExtra::of(owed.ids().collect(), None);
             evicted(name, message, (owed.qos, owed.retain), extra)
         });
         let on_disk = on_disk.collect();
@@ -202,6 +197,26 @@ impl Fold {
             queue,
             on_disk,
         }
+    }
+
+    /// What a queue's holder is owed, by name: the first that were read, and what stays on disk.
+    /// There, too, what could not be read: it is tried again when it is wanted, and counted if it is
+    /// lost.
+    fn in_order<'a>(
+        &'a self,
+        queue: &Queue,
+        (holder, is_group): (u32, bool),
+        places: &Places,
+    ) -> (Vec<Named<'a>>, Vec<Named<'a>>) {
+        let mut named = Vec::with_capacity(queue.owed());
+        named.extend(queue.names().filter_map(|name| {
+            let owed = self.owed(name, holder, is_group)?;
+            Some(Named { name, place: places.get(name), owed })
+        }));
+        named.sort_unstable_by_key(|named| named.name);
+        let read = named.iter().take_while(|named| named.place.is_some()).count();
+        let on_disk = named.split_off(read);
+        (named, on_disk)
     }
 
     fn export_subscriptions(&self, slot: u32, session: &Session) -> Vec<DurableSubscription> {
@@ -224,17 +239,12 @@ impl Fold {
     }
 }
 
-/// Names, and where those are that were read.
-type Named = Vec<(u64, Option<u32>)>;
-
-/// Names in their order: the first that were read, and what stays on disk. There, too, what could not
-/// be read: it is tried again when it is wanted, and counted if it is lost.
-fn in_order(names: impl Iterator<Item = u64>, places: &Places) -> (Named, Named) {
-    let mut named: Named = names.map(|name| (name, places.get(name))).collect();
-    named.sort_unstable();
-    let read = named.iter().take_while(|(_, place)| place.is_some()).count();
-    let on_disk = named.split_off(read);
-    (named, on_disk)
+/// A message of a queue.
+struct Named<'a> {
+    name: u64,
+    /// Where it is, if it was read.
+    place: Option<u32>,
+    owed: &'a Owed,
 }
 
 fn evicted(
@@ -260,8 +270,7 @@ fn export_exchanges(session: &Session, places: &Places) -> Vec<DurableExchange> 
             message,
             qos: QoS::ExactlyOnce,
             retain: exchange.retain,
-            subscription_ids: exchange.subscription_ids.clone(),
-            group: exchange.group.clone(),
+            extra: DurableExtra::of(exchange.subscription_ids.clone(), exchange.group.clone()),
         });
         Some(DurableExchange {
             packet_id: PacketId::new(*id)?,

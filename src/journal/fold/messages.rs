@@ -315,7 +315,11 @@ impl Messages {
                 index
             }
         };
-        let chunk = self.chunks[index as usize].get_or_insert_default();
+        let chunk = self.chunks[index as usize].get_or_insert_with(|| {
+            // Behind the first, a chunk fills up before there is another.
+            let room = if index == 0 { 0 } else { CHUNK };
+            Chunk { messages: Vec::with_capacity(room), free: Vec::new() }
+        });
         let place = match chunk.free.pop() {
             Some(place) => {
                 chunk.messages[usize::from(place)] = Some(message);

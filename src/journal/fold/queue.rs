@@ -85,7 +85,6 @@ impl Queue {
     }
 
     /// How many are owed.
-    #[cfg(test)]
     pub(crate) const fn owed(&self) -> usize {
         self.owed
     }

@@ -420,7 +420,8 @@ pub(super) fn seen_of(state: &DurableState) -> Seen {
             .collect();
         subs.sort();
         let queue = session.queue.iter().map(|queued| {
-            let mut ids = queued.subscription_ids.to_vec();
+            let extra = queued.extra.as_deref();
+            let mut ids = extra.map_or_else(Vec::new, |extra| extra.subscription_ids.to_vec());
             ids.sort_unstable();
             (name(queued.message), queued.qos as u8, ids)
         });
