@@ -2,8 +2,10 @@
 //!
 //! A topic that is published again finds its receivers by one comparison, as long as no subscription
 //! has changed. One that finds its slot taken by another takes it when it comes for the second time:
-//! topics that come once push nobody out, and all of them use the same memory. Invariants: a remembered match is used only in the generation in which it was made;
-//! publishing does not allocate once that memory is warm.
+//! topics that come once push nobody out, and all of them use the same memory.
+//!
+//! Invariants: a remembered match is used only in the generation in which it was made; publishing does
+//! not allocate once that memory is warm.
 #![forbid(unsafe_code)]
 
 use crate::ids::ShardSet;
