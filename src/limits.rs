@@ -155,6 +155,9 @@ pub const QUESTIONS_MAX: usize = 256;
 pub const REPLAY_PIECE: usize = 64;
 /// Their bytes, beyond which an answer is cut after the message that crossed it.
 pub const REPLAY_PIECE_BYTES: usize = 128 * 1024;
+/// Bytes waiting for one connection above which a replay to it waits: up to there, all of a piece
+/// but its last message fits below the mark. The shard awaits sends of more, so that it goes on.
+pub const REPLAY_OUTBOX_BYTES_MAX: usize = OUTBOX_BYTES_MARK - REPLAY_PIECE_BYTES;
 /// Stored topics looked at for one piece of a replay, matching or not.
 pub const REPLAY_STEPS: usize = 4096;
 /// Pieces of replays in one tick.
@@ -348,6 +351,10 @@ const _: () = {
     assert!(RING_ENTRIES.is_power_of_two());
     assert!(MATCH_CACHE_LEN.is_power_of_two());
     assert!(OUTBOX_BYTES_MARK < OUTBOX_BYTES_MAX);
+    assert!(
+        REPLAY_OUTBOX_BYTES_MAX < OUTBOX_BYTES_MARK,
+        "whoever stops at the mark is awaited too"
+    );
     assert!(READ_PIECE_BYTES <= READ_WINDOW_BYTES);
     // A segment that is being prepared and a directory that is being synced come on top; the
     // others are for who accepts.

@@ -25,7 +25,7 @@ use crate::clock::Time;
 use crate::codec::mqtt::QoS;
 use crate::ids::ShardId;
 use crate::limits::{
-    OUTBOX_BYTES_MARK, QUESTIONS_MAX, REPLAY_FRESH_MAX, REPLAY_PIECE, REPLAY_PIECES_PER_TICK,
+    QUESTIONS_MAX, REPLAY_FRESH_MAX, REPLAY_OUTBOX_BYTES_MAX, REPLAY_PIECE, REPLAY_PIECES_PER_TICK,
 };
 
 use super::entry::{Reader, Reply, Stamp};
@@ -380,11 +380,12 @@ fn know_base(broker: &mut Broker) -> Rc<[u64]> {
     replays.base.get_or_insert_with(|| replays.known.as_slice().into()).clone()
 }
 
-/// How many messages a session can take now.
+/// How many messages a session can take now. All of one piece fit into the outbox, so that none of
+/// them comes into the queue, which may be too short for them.
 fn room(broker: &Broker, session: SessionKey, qos: QoS) -> usize {
     let Some(owner) = broker.sessions.get(session) else { return 0 };
     let Some(conn) = owner.conn.and_then(|conn| broker.conns.get(conn)) else { return 0 };
-    if conn.unsent() >= OUTBOX_BYTES_MARK {
+    if conn.unsent() > REPLAY_OUTBOX_BYTES_MAX {
         return 0;
     }
     let window = usize::from(conn.window);

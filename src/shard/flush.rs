@@ -10,7 +10,7 @@ use crate::broker::Disconnection;
 use crate::buf::OutBuf;
 use crate::ids::ConnId;
 use crate::io::{Backend, RecvMode, SendEnd};
-use crate::limits::{OUTBOX_BYTES_MARK, SPARE_BUFFER_BYTES, SPARE_BUFFERS};
+use crate::limits::{REPLAY_OUTBOX_BYTES_MAX, SPARE_BUFFER_BYTES, SPARE_BUFFERS};
 
 impl<B: Backend> Shard<B> {
     pub(super) fn flush(&mut self) {
@@ -63,8 +63,8 @@ impl<B: Backend> Shard<B> {
         conn.sending = plaintext.len();
         // What is not copied into an outbox is shared. Counted here, once a send.
         self.counters.copied_to_outboxes += plaintext.contiguous().len() as u64;
-        // Below the mark nothing in the broker has stopped for want of room here.
-        let is_awaited = conn.sending >= OUTBOX_BYTES_MARK;
+        // Up to there nothing in the broker has stopped for want of room here: replays stop first.
+        let is_awaited = conn.sending > REPLAY_OUTBOX_BYTES_MAX;
         let end = if is_awaited { SendEnd::Awaited } else { SendEnd::Unawaited };
         let wire = conn.transport.seal(plaintext);
         self.counters.sends += 1;

@@ -180,6 +180,28 @@ fn many_retained_messages() {
     });
 }
 
+/// A replay of more than an outbox takes at once goes on as its bytes leave. At QoS 0 nothing else
+/// wakes it: its client says nothing.
+///
+/// v3.1.1: 3.3.1-6
+#[test]
+fn a_large_replay_to_a_client_that_says_nothing() {
+    const COUNT: usize = 300;
+    on_all(|broker| {
+        let mut publisher = online(broker, V5, "publisher");
+        for number in 0..COUNT {
+            let topic = format!("large/{number}");
+            publisher.publish(retained(&topic, AtLeastOnce, &[7; 3000]));
+        }
+        let mut late = online(broker, V311, "late");
+        late.subscribe("large/#", AtMostOnce);
+        for _ in 0..COUNT {
+            let Packet::Publish(got) = late.recv() else { panic!("no PUBLISH") };
+            assert!(got.retain);
+        }
+    });
+}
+
 /// Subscribing while values change: the newest value is the last one that arrives, and no value
 /// comes after a newer one.
 ///

@@ -141,6 +141,35 @@ fn a_replay_of_nothing_is_over_at_once() {
     assert!(world.brokers[0].replays.room() < 1500);
 }
 
+/// A replay waits until the outbox has room for a piece of it: it takes nothing of the queue, which
+/// may be too short for it.
+#[test]
+fn a_replay_leaves_the_queue_alone() {
+    const COUNT: usize = 300;
+    for shards in [1, 2] {
+        let config = Config { queue_len_max: 1, ..Config::default() };
+        let mut world = World::with_config(shards, &config);
+        let (publisher, _) = world.join(&hello(Version::V5, "p"));
+        for topic in names("r/", COUNT) {
+            let mut retained = publish(&topic, &[7; 3000], QoS::AtLeastOnce, 1);
+            retained.retain = true;
+            world.send(publisher, &Packet::Publish(retained));
+        }
+        let (client, _) = world.join(&hello(Version::V5, "c"));
+        world.stall(client, true);
+        subscribe_all(&mut world, client, 1, &["r/#"]);
+        run_replays(&mut world);
+        world.stall(client, false);
+        assert!(world.take_first(client, |got| matches!(got, Got::SubAck(..))).is_some());
+        let mut count = 0;
+        for _ in 0..COUNT {
+            run_replays(&mut world);
+            count += world.take_messages(client).len();
+        }
+        assert_eq!(count, COUNT, "{shards} shards");
+    }
+}
+
 fn run_replays(world: &mut World) {
     while world.brokers[0].replays.is_ready() {
         let now = world.now;
