@@ -162,6 +162,14 @@ impl Disk {
         self.open.keys().filter(|(whose, _)| *whose == user).count()
     }
 
+    /// All that was written to the file of this name is on disk.
+    #[cfg(test)]
+    pub fn sync_file(&mut self, path: &Path) {
+        if let Some(inode) = self.names.get(path).and_then(|name| name.now) {
+            self.files[inode].settle(0, usize::MAX);
+        }
+    }
+
     /// Whether something is being written that a crash may tear: what says anything of it stands in
     /// more than one sector.
     pub fn is_writing(&self) -> bool {
