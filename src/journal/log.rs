@@ -206,8 +206,9 @@ pub struct Log {
     /// The last is being filled unless it is sealed.
     pub(super) segments: VecDeque<Segment>,
     is_sealed: bool,
-    /// Size of the next segment: twice that of the largest that was filled. One that was left for
-    /// another reason (a restart, a failed write) says nothing of how much there is to write.
+    /// Size of the next segment: twice that of the largest that was filled since the start. One that
+    /// was left for another reason (a failed write) says nothing of how much there is to write, and
+    /// neither does a run before: each start would leave a large one that is nearly empty.
     segment_bytes: u64,
     last_segment: u64,
     pub(super) preparing: Preparing,
@@ -256,7 +257,7 @@ impl Log {
             spare_buf: BlockBuf::default(),
             committed: vec![0; SHARDS_MAX],
             last_committed: resume.last_commit,
-            segment_bytes: resume.segments.last().map_or(0, |segment| segment.bytes),
+            segment_bytes: 0,
             segments: resume.segments.into(),
             total_bytes,
             total_live,

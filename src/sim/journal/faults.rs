@@ -527,3 +527,19 @@ fn what_was_kept_from_the_process_is_kept_from_the_power_by_the_next_start() {
     }
     assert!(lost > 10, "{lost}");
 }
+
+/// A run that writes little leaves little, however large the segments of those before it were.
+#[test]
+fn starts_that_write_little_leave_little_on_disk() {
+    let options = || Options { segment_bytes_max: 1024 * 1024, ..options() };
+    let mut host = Host::starting(Disk::new(1), options(), true);
+    (1..=100).for_each(|sequence| host.commit(&[publish(sequence, 15_000)]));
+    let before = host.log.disk_bytes();
+    for sequence in 101..=120 {
+        host.start_again(options());
+        host.commit(&[publish(sequence, 100)]);
+    }
+    let after = host.log.disk_bytes();
+    assert!(after <= before + 22 * options().segment_bytes_first, "{before}, then {after}");
+    assert_eq!(host.restart().0.len(), 120);
+}
