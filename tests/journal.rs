@@ -20,11 +20,14 @@ use noctule::journal::record::{Batch, Clocks};
 use noctule::journal::recover::{self, Recovered};
 
 const ORIGIN: ShardId = ShardId::new(0);
+const PLACEMENT: u64 = 0x1234;
+/// The time of [`Host::commit`].
+const BEGUN: &str = "2023-11-14T22:13:20Z";
 
 fn options(folder: &Path) -> Options {
     Options {
         folder: folder.to_owned(),
-        placement: 1,
+        placement: PLACEMENT,
         segment_bytes_first: 64 * 1024,
         segment_bytes_max: 64 * 1024,
         direct: true,
@@ -50,6 +53,7 @@ impl Host {
     /// One commit with these.
     fn commit(&mut self, records: &[Record]) {
         let clocks = Clocks { monotonic: Time::from_nanos(1), unix_ms: 1_700_000_000_000 };
+        self.log.set_clocks(clocks);
         let mut batch = Batch::default();
         batch.sync = true;
         for record in records {
@@ -182,12 +186,20 @@ fn a_whole_journal_is_said_to_be_whole() {
     let lines: Vec<serde_json::Value> =
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.iter().filter(|line| line["record"] == "PUB").count(), 10);
+    let segment = lines.iter().find(|line| line["segment"] == 1).unwrap();
+    assert_eq!(segment["begun"], BEGUN, "{segment}");
+    assert_eq!(segment["placement"], format!("{PLACEMENT:016x}"), "{segment}");
+    let (_, out, _) = noctule(&["journal", "inspect", folder]);
+    assert!(out.contains(&format!("segment 1, version 1, begun {BEGUN}, ")), "{out}");
     let (code, out, _) = noctule(&["journal", "export", folder]);
     assert_eq!(code, 0);
     let lines: Vec<serde_json::Value> =
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let session = lines.iter().find(|line| line["session"] == "c").unwrap();
     assert_eq!(session["queue"].as_array().unwrap().len(), 10);
+    // It knows nothing else, and takes no flag that would change nothing.
+    let (code, _, err) = noctule(&["journal", "export", "--json", folder]);
+    assert_eq!(code, 2, "{err}");
 }
 
 /// A record in the middle that the disk has damaged stops neither the start nor the rest.

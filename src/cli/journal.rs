@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,6 +14,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{EXIT_BROKEN, EXIT_USAGE, fail};
+use crate::bench::run::environment::rfc3339;
 use crate::broker::durable::{DurableMessage, DurableQueued, DurableSession, DurableState};
 use crate::journal::log::Options;
 use crate::journal::record::{self, Entry};
@@ -34,6 +36,8 @@ enum Action {
     Inspect {
         #[command(flatten)]
         journal: Place,
+        #[command(flatten)]
+        format: Format,
         /// Every record too
         #[arg(long)]
         records: bool,
@@ -42,6 +46,8 @@ enum Action {
     Verify {
         #[command(flatten)]
         journal: Place,
+        #[command(flatten)]
+        format: Format,
     },
     /// Print the durable state as JSON lines: messages, sessions, retained, groups
     Export {
@@ -54,6 +60,10 @@ enum Action {
 struct Place {
     /// The data directory, or the journal's own in it
     folder: PathBuf,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+struct Format {
     /// JSON lines instead of text
     #[arg(long)]
     json: bool,
@@ -90,8 +100,10 @@ impl From<recover::RecoverError> for Failure {
 pub fn run(flags: &Flags) -> ExitCode {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let result = match &flags.action {
-        Action::Inspect { journal, records } => inspect(journal, *records, &mut out),
-        Action::Verify { journal } => verify(journal, &mut out),
+        Action::Inspect { journal, format, records } => {
+            inspect(journal, *format, *records, &mut out)
+        }
+        Action::Verify { journal, format } => verify(journal, *format, &mut out),
         Action::Export { journal } => export(journal, &mut out),
     };
     match result.and_then(|code| Ok(out.flush().map(|()| code)?)) {
@@ -123,15 +135,20 @@ fn recovered(journal: &Place, most: u64) -> Result<Recovered, Failure> {
 
 // ---- inspect ----
 
-fn inspect(journal: &Place, records: bool, out: &mut impl Write) -> Result<ExitCode, Failure> {
+fn inspect(
+    journal: &Place,
+    format: Format,
+    records: bool,
+    out: &mut impl Write,
+) -> Result<ExitCode, Failure> {
     let folder = journal.folder();
     let store = Directory(folder.clone());
     let contents = recover::find(&store, &options(&folder))?;
     for found in &contents.needed {
-        inspect_segment(&store, found, records, journal.json, out)?;
+        inspect_segment(&store, found, records, format.json, out)?;
     }
     let spare = contents.spares.len() + contents.useless.len();
-    if journal.json {
+    if format.json {
         writeln!(out, "{}", json!({ "files_not_needed": spare }))?;
     } else {
         writeln!(out, "{} segments, {spare} files that are not needed", contents.needed.len())?;
@@ -176,16 +193,23 @@ fn inspect_segment(
     bad += frames.unread().len() as u64;
     let (first, last) = (commits.first(), commits.last());
     let version = found.header.map(|header| header.version);
+    let begun = found.header.map(|header| rfc3339(Duration::from_millis(header.created_ms)));
     if json {
+        // As the data directory's placement.key has it.
+        let placement = found.header.map(|header| format!("{:016x}", header.placement));
         let line = json!({
             "segment": found.sequence, "file": name, "bytes": found.bytes, "version": version,
+            "begun": begun, "placement": placement,
             "commits": commits.len(), "first_commit": first, "last_commit": last,
             "records": count, "damaged": bad,
         });
         writeln!(out, "{line}")?;
     } else {
         let range = first.zip(last).map_or(String::new(), |(a, b)| format!(" ({a} to {b})"));
-        let version = version.map_or("damaged header".to_owned(), |v| format!("version {v}"));
+        let version = version.zip(begun).map_or_else(
+            || "damaged header".to_owned(),
+            |(version, begun)| format!("version {version}, begun {begun}"),
+        );
         writeln!(
             out,
             "{name}: segment {}, {version}, {} bytes, {} commits{range}, {count} records, {bad} damaged",
@@ -273,12 +297,12 @@ fn message_name(name: u64) -> Value {
 
 // ---- verify ----
 
-fn verify(journal: &Place, out: &mut impl Write) -> Result<ExitCode, Failure> {
+fn verify(journal: &Place, format: Format, out: &mut impl Write) -> Result<ExitCode, Failure> {
     // Each record is looked at as segments are read; queues may be larger than memory.
     let Recovered { state, log, report } = recovered(journal, 0)?;
     let messages = log.fold().messages();
     let is_whole = report.is_whole();
-    if journal.json {
+    if format.json {
         writeln!(out, "{}", verdict(&report, &state, messages, is_whole))?;
     } else {
         for damage in &report.damage {
