@@ -181,9 +181,10 @@ impl Index {
                 end = end.max(self.home(bucket.hash)) + 1;
             }
         }
+        // What the last homes had pushed on may be gone, and its buckets still be there.
         let new_len = homes.max(end);
         self.buckets.reserve_exact(new_len.saturating_sub(len));
-        self.buckets.resize(new_len, NO_ENTRY);
+        self.buckets.resize(new_len.max(len), NO_ENTRY);
         let mut copy: Vec<Bucket> = Vec::with_capacity(PIECE.min(len));
         for (piece, start) in starts.into_iter().enumerate().rev() {
             let piece = piece * PIECE..len.min((piece + 1) * PIECE);
@@ -197,6 +198,7 @@ impl Index {
                 next = at + 1;
             }
         }
+        self.buckets.truncate(new_len);
     }
 }
 
@@ -249,6 +251,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What the last home had pushed on beyond the end is gone, and its buckets are there, when the
+    /// index grows by less than those.
+    #[test]
+    fn grows_with_empty_buckets_behind_its_homes() {
+        let mut index = Index::new();
+        (0..6).for_each(|place| index.insert(u64::MAX, place));
+        let pushed_to = index.buckets.len();
+        (1..6).for_each(|place| assert!(index.remove(u64::MAX, place)));
+        let mut place = 6;
+        while index.homes == HOMES_MIN {
+            index.insert(u64::from(place) << 32, place);
+            place += 1;
+        }
+        assert!(index.homes < pushed_to && index.buckets.len() == index.homes);
+        index.check();
+        assert!(index.find(u64::MAX, |at| at == 0).is_some());
+        assert!((6..place).all(|n| index.find(u64::from(n) << 32, |at| at == n).is_some()));
     }
 
     #[test]
