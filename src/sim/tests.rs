@@ -216,3 +216,33 @@ fn subscriptions_that_overlap_miss_one_live_copy() {
     assert_eq!(never_replayed(&["t", "+"], false, [1, 1, 1]), [None; 3], "one copy for both");
     assert_eq!(never_replayed(&["t", "+"], false, [0, 0, 0]), [Some("replay"); 3]);
 }
+
+/// A Will with a delay of 20 s whose client asks for something that may end its connection, says
+/// DISCONNECT then, which ends its session at once if it has `expiry_secs` of 0, and comes again: what
+/// the oracle says when the Will comes a minute later.
+fn will_behind_a_disconnect(expiry_secs: u32) -> Option<&'static str> {
+    let mut network = network();
+    let mut oracle = Oracle::new(2, true, terms());
+    let link = network.connect(0, 0);
+    let will = Some(WillTerms::new(link, 20, 47));
+    let id = oracle.on_new_message(Message { will, retain: false, ..message(link) });
+    oracle.on_connect(0, link, false, (0, 47));
+    oracle.on_connack(0, false, Some(false), &network);
+    oracle.on_will_armed(link);
+    oracle.on_will_end(link);
+    oracle.on_will_shortened(link, expiry_secs);
+    network.server_close(link, false);
+    pass(Duration::from_secs(1));
+    let next = network.connect(0, 0);
+    oracle.on_will_connect(0, false);
+    oracle.on_will_armed(next);
+    oracle.on_will_connack(0, next, false);
+    pass(Duration::from_secs(60));
+    oracle.judge_will(id, &network).err().map(|(rule, _)| rule)
+}
+
+#[test]
+fn a_disconnect_may_end_a_session_whatever_came_before_it() {
+    assert_eq!(will_behind_a_disconnect(0), None, "its session was over when it came again");
+    assert_eq!(will_behind_a_disconnect(1000), Some("will-wrong"), "it was there in time");
+}

@@ -84,6 +84,12 @@ impl WillTerms {
 }
 
 impl Oracle {
+    /// Whether this Will may come now.
+    #[cfg(test)]
+    pub fn judge_will(&self, id: u64, network: &Network) -> Result<(), (&'static str, String)> {
+        judge_will(&self.messages[&id], network)
+    }
+
     fn wills_of(&mut self, link: usize) -> impl Iterator<Item = &mut WillTerms> {
         let wills = self.messages.values_mut().filter_map(|message| message.will.as_mut());
         wills.filter(move |will| will.link == link)
@@ -104,6 +110,11 @@ impl Oracle {
         for will in self.wills_of(link) {
             will.expiry_secs = will.expiry_secs.min(expiry_secs);
             will.unsure = true;
+            // Whatever else may have ended the connection, this may have, and the session with it.
+            if let Some(ended) = will.ended {
+                let due = ended.plus_secs(will.wait_secs());
+                will.due = Some(will.due.map_or(due, |before| before.min(due)));
+            }
         }
     }
 
