@@ -366,6 +366,21 @@ impl Changes {
         *seen = (*seen).max(sequence);
     }
 
+    /// The greatest sequence number of a message that was named or seen here.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Whether this shard has named it.
+    pub(crate) fn is_own(&self, id: MessageId) -> bool {
+        id.origin() == self.shard
+    }
+
+    /// Whether this change is on disk.
+    pub(crate) fn is_committed(&self, change: u64) -> bool {
+        self.committed >= change
+    }
+
     /// The sequence number of this shard's own last message at QoS 1 or 2.
     pub(crate) fn seen_here(&self) -> u64 {
         self.seen[self.shard.index()]

@@ -31,6 +31,7 @@ use super::Broker;
 use super::Config;
 use super::Stats;
 use super::alias::TopicId;
+use super::change::Changes;
 use super::conn::State;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload};
 use super::session::{Session, SessionKey};
@@ -117,10 +118,41 @@ fn window(config: &Config) -> usize {
     READ_WINDOW_BYTES.min(held_max(config))
 }
 
-/// Whether what the journal owes this session may be left to it.
+/// Of which messages it is certain that the journal owes them to a session. What its subscription was
+/// given just after it began may have been taken before its SUB (SHARDS.md J7), and stays in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OwedFrom {
+    /// The change that is the last SUB that began something.
+    sub: u64,
+    /// The greatest sequence number then.
+    above: u64,
+}
+
+impl OwedFrom {
+    /// Its SUB is said.
+    pub(crate) fn now(changes: &Changes) -> Self {
+        Self { sub: changes.last(), above: changes.sequence() }
+    }
+
+    /// What this shard names behind the SUB comes behind it in the log; what others do, nearly always
+    /// if that is on disk.
+    fn covers(self, changes: &Changes, id: MessageId) -> bool {
+        id.sequence() > self.above && (changes.is_own(id) || changes.is_committed(self.sub))
+    }
+}
+
+/// Whether this message may be left to the journal.
 #[inline]
-pub(crate) fn may_evict(config: &Config, session: &Session, id: Option<MessageId>) -> bool {
-    config.queues_evict && id.is_some() && session.is_recorded && session.is_durable()
+pub(crate) fn may_evict(
+    config: &Config,
+    changes: &Changes,
+    session: &Session,
+    id: Option<MessageId>,
+) -> bool {
+    config.queues_evict
+        && session.is_recorded
+        && session.is_durable()
+        && id.is_some_and(|id| session.owed_from.covers(changes, id))
 }
 
 /// Whether the next message of this size is to be evicted right where it is queued.
@@ -159,7 +191,7 @@ pub(crate) fn list(broker: &mut Broker, key: SessionKey) {
 
 /// Evicts up to so many messages while this shard holds more than its mark.
 pub(crate) fn relieve(broker: &mut Broker, most: usize) {
-    let Broker { sessions, evicting, config, messages, stats, .. } = broker;
+    let Broker { sessions, evicting, config, messages, stats, changes, .. } = broker;
     if !config.queues_evict {
         return;
     }
@@ -170,6 +202,7 @@ pub(crate) fn relieve(broker: &mut Broker, most: usize) {
     {
         let Some(session) = sessions.get_mut(key) else { continue };
         let is_kept = session.is_recorded && session.is_durable();
+        let is_owed = |id| session.owed_from.covers(changes, id);
         let Some(outgoing) = &mut session.outgoing else { continue };
         let queue = &mut outgoing.queue;
         queue.is_listed = false;
@@ -181,7 +214,7 @@ pub(crate) fn relieve(broker: &mut Broker, most: usize) {
             if left == 0 || messages.bytes() <= mark(config) {
                 break;
             }
-            has_more = queue.evict_one(config.queue_disk_bytes_max, messages);
+            has_more = queue.evict_one(config.queue_disk_bytes_max, messages, is_owed);
             if !has_more {
                 break;
             }

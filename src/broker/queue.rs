@@ -432,14 +432,19 @@ impl Queue {
 
     // ---- evicting, and reading back ----
 
-    /// Evicts the last of those that are ready, of messages that the journal has: whether there was
-    /// one. What stands behind it is evicted already, or cannot be.
-    pub(super) fn evict_one(&mut self, bytes_max: usize, messages: &mut Messages) -> bool {
+    /// Evicts the last of those that are ready, of messages that the journal has and owes: whether
+    /// there was one. What stands behind it is evicted already, or cannot be.
+    pub(super) fn evict_one(
+        &mut self,
+        bytes_max: usize,
+        messages: &mut Messages,
+        is_owed: impl Fn(MessageId) -> bool,
+    ) -> bool {
         let from = self.ready.saturating_sub(EVICT_LOOKS);
         for index in (from..self.ready).rev() {
             let Some(entry) = self.entries.get_mut(index) else { return false };
             let Body::Held(key) = entry.body() else { continue };
-            let Some(id) = messages.get(key).id else { continue };
+            let Some(id) = messages.get(key).id.filter(|id| is_owed(*id)) else { continue };
             let size = entry.size as usize;
             if self.evicted_bytes + size > bytes_max {
                 return false;
@@ -673,7 +678,7 @@ mod tests {
                     }
                     3 => {
                         for _ in 0..n {
-                            queue.evict_one(MUCH, &mut messages);
+                            queue.evict_one(MUCH, &mut messages, |_| true);
                         }
                     }
                     4 | 5 => {

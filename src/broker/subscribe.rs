@@ -23,6 +23,7 @@ use crate::limits::{FILTERS_PER_PACKET_MAX, REPLAY_PIECES_PER_TICK};
 
 use super::announce::{enter, hold, release};
 use super::change::{Parked, Record};
+use super::evict::OwedFrom;
 use super::membership::{group_key, join};
 use super::policy::Refusal;
 use super::session::{Session, SessionKey};
@@ -251,10 +252,16 @@ fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
     }
     let mut replays = Vec::new();
     for beginning in &beginnings {
-        let is_new = begin(broker, now, session, beginning);
+        let before = begin(broker, now, session, beginning);
+        let is_new = before.is_none();
         if broker.changes.is_enabled() {
             let filter = broker.topic_tree.filter(beginning.filter);
             record(broker, session, &filter, beginning.subscription);
+            if let Some(owner) = broker.sessions.get_mut(session)
+                && before.is_none_or(|qos| qos == QoS::AtMostOnce)
+            {
+                owner.owed_from = OwedFrom::now(&broker.changes);
+            }
         }
         let replay = match beginning.subscription.options.retain_handling {
             RetainHandling::Send => true,
@@ -346,8 +353,13 @@ pub(crate) fn restore(
 }
 
 /// A plain subscription enters the topic tree, or replaces the one that is there: same place, so
-/// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. Tells whether it is new.
-fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginning) -> bool {
+/// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. The QoS of the one that was there.
+fn begin(
+    broker: &mut Broker,
+    now: Time,
+    session: SessionKey,
+    beginning: &Beginning,
+) -> Option<QoS> {
     let Beginning { filter, durable, subscription } = *beginning;
     let Some(owner) = broker.sessions.get_mut(session) else {
         unreachable!("invariant: what waits ends before its session does");
@@ -360,7 +372,7 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
     let Some(old) = owner.subscriptions.plain(filter) else {
         owner.subscriptions.set_plain(Held::new(filter, state.subscribers.len(), durable));
         state.subscribers.push(Subscriber { session, subscription });
-        return true;
+        return None;
     };
     owner.subscriptions.set_plain(Held::new(filter, old.at(), durable));
     let before = std::mem::replace(&mut state.subscribers[old.at()].subscription, subscription);
@@ -369,7 +381,7 @@ fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginn
         || wanted.no_local && !before.no_local;
     state.durable -= u32::from(old.durable());
     release(broker, now, filter, old.durable());
-    false
+    Some(before.qos)
 }
 
 /// A session's membership is known to all shards, if it has not left since.
