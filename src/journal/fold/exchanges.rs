@@ -50,6 +50,10 @@ impl Fold {
             if sequence_of(name) > self.last_pub[origin_of(name)] {
                 self.early_assigns.entry(name).or_default().push(slot);
             }
+            // A Will may come to its member before its PUB comes here.
+            if let Some(group) = group {
+                self.done_with(name, group, true);
+            }
             return;
         };
         match message.receivers.find_mut(slot, false) {

@@ -473,3 +473,31 @@ fn what_is_early_is_not_remembered() {
     host.publish(3);
     assert_eq!(host.owed(), [(1, "c".to_owned()), (3, "c".to_owned())]);
 }
+
+/// J6, J9: a Will that one of a group has at QoS 2, and whose PUB is taken behind the ASSIGN, is not owed to
+/// the group any more.
+#[test]
+fn an_early_assign_settles_for_its_group() {
+    let mut host = Host::new();
+    host.session("a", 1);
+    host.session("b", 2);
+    host.subscribe("a", "$share/g/t", 2, &[]);
+    host.subscribe("b", "$share/g/t", 2, &[]);
+    let message = Some(5 << 8);
+    host.apply(&Entry::Assign(Assign {
+        client_id: "a",
+        packet_id: 7,
+        message,
+        retain: false,
+        group: Some("g/t"),
+        subscription_ids: Numbers::default(),
+        copied: None,
+    }));
+    host.take(&Publish { is_will: true, ..publish(5, 2) });
+    host.take(&publish(6, 2));
+    let mut owed = host.owed();
+    owed.sort();
+    assert_eq!(owed, [(5, "a".to_owned()), (6, "g/t".to_owned())]);
+    host.apply(&Entry::Done { client_id: "a", packet_id: 7, message });
+    assert_eq!(host.owed(), [(6, "g/t".to_owned())]);
+}
