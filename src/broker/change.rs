@@ -189,8 +189,10 @@ impl Record {
     /// About how many bytes it takes.
     fn bytes(&self) -> u64 {
         let more = match self {
-            Self::Publish { content, .. } => {
-                content.topic().len() + content.forwarded().len() + content.payload().len()
+            Self::Publish { content, groups, .. } => {
+                let names = groups.iter().flat_map(|all| all.iter());
+                let names = names.map(|group| group.key().len()).sum::<usize>();
+                content.topic().len() + content.forwarded().len() + content.payload().len() + names
             }
             Self::WillSet { topic, forwarded, payload, .. } => {
                 topic.len() + forwarded.len() + payload.len()
@@ -267,6 +269,11 @@ pub(crate) struct Changes {
     committed_bytes: u64,
     /// Ascending: how many bytes there were with some changes.
     marks: VecDeque<(u64, u64)>,
+    /// Sessions with a subscription that has begun, by which change, until that is committed and what
+    /// waited for earlier ones has left.
+    begun: BTreeMap<SessionKey, u64>,
+    /// The same, ascending; also of those that have begun another since.
+    begun_in_order: VecDeque<(u64, SessionKey)>,
     /// Clients whose session has ended, by which change, until that is committed.
     ended: BTreeMap<Rc<str>, u64>,
     /// The same, ascending; also of those that have ended again since.
@@ -291,6 +298,8 @@ impl Changes {
             marked_bytes: 0,
             committed_bytes: 0,
             marks: VecDeque::new(),
+            begun: BTreeMap::new(),
+            begun_in_order: VecDeque::new(),
             ended: BTreeMap::new(),
             ended_in_order: VecDeque::new(),
         }
@@ -366,21 +375,6 @@ impl Changes {
         *seen = (*seen).max(sequence);
     }
 
-    /// The greatest sequence number of a message that was named or seen here.
-    pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
-    /// Whether this shard has named it.
-    pub(crate) fn is_own(&self, id: MessageId) -> bool {
-        id.origin() == self.shard
-    }
-
-    /// Whether this change is on disk.
-    pub(crate) fn is_committed(&self, change: u64) -> bool {
-        self.committed >= change
-    }
-
     /// The sequence number of this shard's own last message at QoS 1 or 2.
     pub(crate) fn seen_here(&self) -> u64 {
         self.seen[self.shard.index()]
@@ -397,6 +391,32 @@ impl Changes {
         let number = self.record(changes, Record::SessionEnded { client_id: client_id.clone() });
         self.ended.insert(client_id.clone(), number);
         self.ended_in_order.push_back((number, client_id));
+    }
+
+    /// Says the SUB of this session.
+    pub(crate) fn begin(&mut self, changes: &mut Vec<Change>, session: SessionKey, record: Record) {
+        let number = self.record(changes, record);
+        self.begun.insert(session, number);
+        self.begun_in_order.push_back((number, session));
+    }
+
+    /// Whether a SUB of this session is not on disk yet, or what this shard has published before that
+    /// has not left yet.
+    #[inline]
+    pub(crate) fn is_beginning(&self, session: SessionKey) -> bool {
+        self.begun.contains_key(&session)
+    }
+
+    /// All that was parked and is committed has left.
+    fn forget_begun(&mut self) {
+        while let Some((number, session)) = self.begun_in_order.front()
+            && *number <= self.committed
+        {
+            if self.begun.get(session) == Some(number) {
+                self.begun.remove(session);
+            }
+            self.begun_in_order.pop_front();
+        }
     }
 
     /// Whether a session of this client has ended, and may come back with a crash: its end is not
@@ -540,6 +560,7 @@ impl Broker {
                 answer => self.send_parked(conn, &answer, ""),
             }
         }
+        self.changes.forget_begun();
     }
 
     /// Writes an answer. Only to the connection that asked, as long as it is the session's.

@@ -98,7 +98,7 @@ fn to_window_or_queue(
     let size = publication.to_message(None).size();
     let is_short =
         !publication.is_stored() && messages.bytes() + size > memory::bytes_max(config, *place);
-    if is_short && !evict::may_evict(config, changes, session, publication.id) {
+    if is_short && !evict::may_evict(config, changes, (key, session), publication.id, terms.group) {
         stats.dropped_memory += 1;
         return broker.record_end(key, publication.id, terms.group);
     }
@@ -153,7 +153,7 @@ fn to_queue(
     let Some(session) = sessions.get_mut(key) else { return };
     let evicted = publication
         .id
-        .filter(|id| evict::may_evict(config, changes, session, Some(*id)))
+        .filter(|id| evict::may_evict(config, changes, (key, session), Some(*id), terms.group))
         .filter(|_| is_short || evict::is_over(config, session, messages, size));
     let is_online = session.conn.is_some();
     let outgoing = session.outgoing.get_or_insert_with(Box::default);

@@ -35,6 +35,7 @@ use super::change::Changes;
 use super::conn::State;
 use super::message::{MessageId, MessageKey, Messages, NewMessage, Payload};
 use super::session::{Session, SessionKey};
+use super::shared_sub::Chosen;
 
 /// A question to the journal: messages of one queue, in its order.
 #[derive(Debug)]
@@ -118,41 +119,24 @@ fn window(config: &Config) -> usize {
     READ_WINDOW_BYTES.min(held_max(config))
 }
 
-/// Of which messages it is certain that the journal owes them to a session. What its subscription was
-/// given just after it began may have been taken before its SUB (SHARDS.md J7), and stays in memory.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OwedFrom {
-    /// The change that is the last SUB that began something.
-    sub: u64,
-    /// The greatest sequence number then.
-    above: u64,
-}
-
-impl OwedFrom {
-    /// Its SUB is said.
-    pub(crate) fn now(changes: &Changes) -> Self {
-        Self { sub: changes.last(), above: changes.sequence() }
-    }
-
-    /// What this shard names behind the SUB comes behind it in the log; what others do, nearly always
-    /// if that is on disk.
-    fn covers(self, changes: &Changes, id: MessageId) -> bool {
-        id.sequence() > self.above && (changes.is_own(id) || changes.is_committed(self.sub))
-    }
-}
-
-/// Whether this message may be left to the journal.
+/// Whether this message, for this session and perhaps by way of a group, may be left to the journal:
+/// it owes it to the session, or to the group, until that says otherwise. What a subscription is given
+/// while its SUB is on its way to the disk may have been taken before that (SHARDS.md J7), and a group
+/// is owed what names it (J9): the rest stays in memory.
 #[inline]
 pub(crate) fn may_evict(
     config: &Config,
     changes: &Changes,
-    session: &Session,
+    (key, session): (SessionKey, &Session),
     id: Option<MessageId>,
+    group: Option<&Chosen>,
 ) -> bool {
     config.queues_evict
+        && id.is_some()
         && session.is_recorded
         && session.is_durable()
-        && id.is_some_and(|id| session.owed_from.covers(changes, id))
+        && group.is_none_or(|chosen| chosen.is_owed)
+        && !changes.is_beginning(key)
 }
 
 /// Whether the next message of this size is to be evicted right where it is queued.
@@ -201,8 +185,7 @@ pub(crate) fn relieve(broker: &mut Broker, most: usize) {
         && let Some(key) = evicting.queues.pop_front()
     {
         let Some(session) = sessions.get_mut(key) else { continue };
-        let is_kept = session.is_recorded && session.is_durable();
-        let is_owed = |id| session.owed_from.covers(changes, id);
+        let is_kept = session.is_recorded && session.is_durable() && !changes.is_beginning(key);
         let Some(outgoing) = &mut session.outgoing else { continue };
         let queue = &mut outgoing.queue;
         queue.is_listed = false;
@@ -214,7 +197,7 @@ pub(crate) fn relieve(broker: &mut Broker, most: usize) {
             if left == 0 || messages.bytes() <= mark(config) {
                 break;
             }
-            has_more = queue.evict_one(config.queue_disk_bytes_max, messages, is_owed);
+            has_more = queue.evict_one(config.queue_disk_bytes_max, messages);
             if !has_more {
                 break;
             }

@@ -63,7 +63,11 @@ impl Broker {
         let Some(mut outgoing) = session.outgoing.take() else { return };
         let exchanges = outgoing.exchanges.drain().filter_map(|exchange| {
             let was_sent = exchange.was_sent;
-            let Queued { message, qos, group, .. } = exchange.queued?;
+            let Queued { message, qos, mut group, .. } = exchange.queued?;
+            // Its ASSIGN has settled it for the group already.
+            if let Some(chosen) = group.as_mut().filter(|_| exchange.assigned.is_some()) {
+                chosen.is_owed = false;
+            }
             Some((Left { body: Body::Held(message), qos, group }, was_sent))
         });
         let queued = outgoing.queue.drain().map(|left| (left, false));

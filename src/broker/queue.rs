@@ -142,6 +142,12 @@ impl Entry {
         }
     }
 
+    /// Not for a group that its PUB does not name (SHARDS.md J9).
+    fn is_owed(&self) -> bool {
+        let group = self.extra.as_ref().and_then(|extra| extra.group.as_ref());
+        group.is_none_or(|chosen| chosen.is_owed)
+    }
+
     fn is_expired(&self, now: Time) -> bool {
         self.deadline <= now && self.deadline < Time::MAX
     }
@@ -434,17 +440,12 @@ impl Queue {
 
     /// Evicts the last of those that are ready, of messages that the journal has and owes: whether
     /// there was one. What stands behind it is evicted already, or cannot be.
-    pub(super) fn evict_one(
-        &mut self,
-        bytes_max: usize,
-        messages: &mut Messages,
-        is_owed: impl Fn(MessageId) -> bool,
-    ) -> bool {
+    pub(super) fn evict_one(&mut self, bytes_max: usize, messages: &mut Messages) -> bool {
         let from = self.ready.saturating_sub(EVICT_LOOKS);
         for index in (from..self.ready).rev() {
             let Some(entry) = self.entries.get_mut(index) else { return false };
             let Body::Held(key) = entry.body() else { continue };
-            let Some(id) = messages.get(key).id.filter(|id| is_owed(*id)) else { continue };
+            let Some(id) = messages.get(key).id.filter(|_| entry.is_owed()) else { continue };
             let size = entry.size as usize;
             if self.evicted_bytes + size > bytes_max {
                 return false;
@@ -678,7 +679,7 @@ mod tests {
                     }
                     3 => {
                         for _ in 0..n {
-                            queue.evict_one(MUCH, &mut messages, |_| true);
+                            queue.evict_one(MUCH, &mut messages);
                         }
                     }
                     4 | 5 => {

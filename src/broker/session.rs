@@ -14,7 +14,6 @@ use crate::clock::Time;
 use crate::ids::ConnId;
 use crate::index::Index;
 
-use super::evict::OwedFrom;
 use super::inflight::{Inbound, Outbound};
 use super::queue::Queue;
 use super::subscription::SessionSubscriptions;
@@ -53,8 +52,6 @@ pub(crate) struct Session {
     pub(crate) is_volatile: bool,
     /// The journal knows of it.
     pub(crate) is_recorded: bool,
-    /// What the journal owes it for certain.
-    pub(crate) owed_from: OwedFrom,
     /// A subscription of it has come to want less than before: what the journal took for it until
     /// then may come now, and is not acknowledged by its client.
     pub(crate) wants_less: bool,
@@ -135,7 +132,6 @@ impl Sessions {
             subscriptions: SessionSubscriptions::default(),
             is_volatile: false,
             is_recorded: false,
-            owed_from: OwedFrom::default(),
             wants_less: false,
         });
         self.by_client_id.insert(self.hasher.hash_one(client_id), index);

@@ -23,7 +23,6 @@ use crate::limits::{FILTERS_PER_PACKET_MAX, REPLAY_PIECES_PER_TICK};
 
 use super::announce::{enter, hold, release};
 use super::change::{Parked, Record};
-use super::evict::OwedFrom;
 use super::membership::{group_key, join};
 use super::policy::Refusal;
 use super::session::{Session, SessionKey};
@@ -252,16 +251,10 @@ fn finish(broker: &mut Broker, now: Time, waiting: Waiting) -> Acked {
     }
     let mut replays = Vec::new();
     for beginning in &beginnings {
-        let before = begin(broker, now, session, beginning);
-        let is_new = before.is_none();
+        let is_new = begin(broker, now, session, beginning);
         if broker.changes.is_enabled() {
             let filter = broker.topic_tree.filter(beginning.filter);
             record(broker, session, &filter, beginning.subscription);
-            if let Some(owner) = broker.sessions.get_mut(session)
-                && before.is_none_or(|qos| qos == QoS::AtMostOnce)
-            {
-                owner.owed_from = OwedFrom::now(&broker.changes);
-            }
         }
         let replay = match beginning.subscription.options.retain_handling {
             RetainHandling::Send => true,
@@ -328,7 +321,7 @@ fn record(broker: &mut Broker, session: SessionKey, filter: &str, subscription: 
         subscription_id: Some(subscription.id).filter(|id| *id != 0),
         seen: broker.changes.seen(),
     };
-    broker.changes.record(&mut broker.out.changes, record);
+    broker.changes.begin(&mut broker.out.changes, session, record);
 }
 
 /// A subscription that the journal gave back begins; other shards are told of it.
@@ -353,13 +346,8 @@ pub(crate) fn restore(
 }
 
 /// A plain subscription enters the topic tree, or replaces the one that is there: same place, so
-/// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. The QoS of the one that was there.
-fn begin(
-    broker: &mut Broker,
-    now: Time,
-    session: SessionKey,
-    beginning: &Beginning,
-) -> Option<QoS> {
+/// nothing is lost or doubled in between `[MQTT-3.8.4-3]`. Tells whether it is new.
+fn begin(broker: &mut Broker, now: Time, session: SessionKey, beginning: &Beginning) -> bool {
     let Beginning { filter, durable, subscription } = *beginning;
     let Some(owner) = broker.sessions.get_mut(session) else {
         unreachable!("invariant: what waits ends before its session does");
@@ -372,7 +360,7 @@ fn begin(
     let Some(old) = owner.subscriptions.plain(filter) else {
         owner.subscriptions.set_plain(Held::new(filter, state.subscribers.len(), durable));
         state.subscribers.push(Subscriber { session, subscription });
-        return None;
+        return true;
     };
     owner.subscriptions.set_plain(Held::new(filter, old.at(), durable));
     let before = std::mem::replace(&mut state.subscribers[old.at()].subscription, subscription);
@@ -381,7 +369,7 @@ fn begin(
         || wanted.no_local && !before.no_local;
     state.durable -= u32::from(old.durable());
     release(broker, now, filter, old.durable());
-    Some(before.qos)
+    false
 }
 
 /// A session's membership is known to all shards, if it has not left since.

@@ -140,25 +140,48 @@ fn a_queue_on_disk_comes_in_order() {
     }
 }
 
-/// SHARDS.md J7: a message that was named before a subscription began, and comes to it all the same, the
-/// journal does not owe to it: it stays in memory, however little may.
+/// SHARDS.md J7, J9: a message that was named before a subscription began, and comes to it all the same,
+/// the journal does not owe to it: it stays in memory, however little may.
 #[test]
 fn what_is_older_than_its_subscription_is_not_left_to_the_journal() {
+    for filter in ["t", "$share/g/t"] {
+        let mut world = evicting(Config { evict_above: 1, ..Config::default() });
+        let (keeper, _) = world.join(&stay(Version::V5, "keeper"));
+        world.subscribe(keeper, "t", ExactlyOnce);
+        let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+        let (publisher, _) = world.join(&hello(Version::V5, "publisher"));
+        world.commits = false;
+        world.publish(publisher, "t", "older", ExactlyOnce, 1);
+        world.send_subscribe(subscriber, filter, SubscriptionOptions::new(ExactlyOnce), None);
+        world.cut(subscriber);
+        world.commits = true;
+        world.settle();
+        world.publish(publisher, "t", "newer", ExactlyOnce, 2);
+        assert_eq!(world.brokers[0].messages_evicted(), 1, "{filter}: the newer one");
+        let (subscriber, _) = world.join(&stay(Version::V5, "s"));
+        assert_eq!(drain(&mut world, subscriber, Says::GoneAt(0)), ["older", "newer"]);
+    }
+}
+
+/// SHARDS.md J9: a message that its PUB does not name a group for is owed to nobody in that: a member
+/// whose session lasts, and to whom it moves, keeps it in memory.
+#[test]
+fn what_is_not_owed_to_a_group_is_not_left_to_the_journal() {
     let mut world = evicting(Config { evict_above: 1, ..Config::default() });
     let (keeper, _) = world.join(&stay(Version::V5, "keeper"));
-    world.subscribe(keeper, "t", ExactlyOnce);
-    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
-    let (publisher, _) = world.join(&hello(Version::V5, "publisher"));
-    world.commits = false;
-    world.publish(publisher, "t", "older", ExactlyOnce, 1);
-    world.send_subscribe(subscriber, "t", SubscriptionOptions::new(ExactlyOnce), None);
-    world.cut(subscriber);
-    world.publish(publisher, "t", "newer", ExactlyOnce, 2);
-    world.commits = true;
-    world.settle();
-    assert_eq!(world.brokers[0].messages_evicted(), 1, "the newer one");
-    let (subscriber, _) = world.join(&stay(Version::V5, "s"));
-    assert_eq!(drain(&mut world, subscriber, Says::GoneAt(0)), ["older", "newer"]);
+    world.subscribe(keeper, "t", AtLeastOnce);
+    let mut connect = hello(Version::V5, "passing");
+    connect.properties.receive_maximum = Some(1);
+    let (passing, _) = world.join(&connect);
+    world.subscribe(passing, "$share/g/t", AtLeastOnce);
+    publish_some(&mut world, 0..3, AtLeastOnce);
+    let (lasting, _) = world.join(&stay(Version::V5, "s"));
+    world.subscribe(lasting, "$share/g/t", AtLeastOnce);
+    world.cut(lasting);
+    world.cut(passing);
+    assert_eq!(world.brokers[0].messages_evicted(), 0);
+    let (lasting, _) = world.join(&stay(Version::V5, "s"));
+    assert_eq!(drain(&mut world, lasting, Says::All).len(), 3);
 }
 
 /// What the journal does not give back is dropped and counted, and holds up nothing; its end is
