@@ -222,7 +222,9 @@ impl<'a> Frames<'a> {
                     self.at += frame.span();
                     let start = (offset - self.from) as usize;
                     let end = (start + len).min(self.bytes.len());
-                    return Ok(Some((offset, frame, &self.bytes[start + FRAME_HEADER..end])));
+                    // None are left if the file has become shorter since its header was read.
+                    let records = self.bytes.get(start + FRAME_HEADER..end).unwrap_or_default();
+                    return Ok(Some((offset, frame, records)));
                 }
                 _ => self.at += BLOCK as u64,
             }
